@@ -1,0 +1,86 @@
+"""sbi_dgm: simulation-based inference with deep generative models.
+
+The names below are imported when first used, so that `import sbi_dgm` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sbi_dgm.artifact import load, save
+    from sbi_dgm.campaign import simulate
+    from sbi_dgm.data.simulations import Simulations
+    from sbi_dgm.data.splits import SplitRule
+    from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
+    from sbi_dgm.embeddings import MLP
+    from sbi_dgm.errors import SbiError
+    from sbi_dgm.estimators.flow import Flow
+    from sbi_dgm.estimators.located import Located
+    from sbi_dgm.parameters import Observable, Parameter
+    from sbi_dgm.posterior import Posterior
+    from sbi_dgm.priors import MultivariateNormal, Prior, PriorTransform
+    from sbi_dgm.report import calibrate
+    from sbi_dgm.samples import Samples
+    from sbi_dgm.simulator import Simulator, unbatched
+    from sbi_dgm.training import Training, fit
+
+_HOMES = {
+    "artifact": ["load", "save"],
+    "campaign": ["simulate"],
+    "data.simulations": ["Simulations"],
+    "data.splits": ["SplitRule"],
+    "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
+    "embeddings": ["MLP"],
+    "errors": ["SbiError"],
+    "estimators.flow": ["Flow"],
+    "estimators.located": ["Located"],
+    "parameters": ["Observable", "Parameter"],
+    "posterior": ["Posterior"],
+    "priors": ["MultivariateNormal", "Prior", "PriorTransform"],
+    "report": ["calibrate"],
+    "samples": ["Samples"],
+    "simulator": ["Simulator", "unbatched"],
+    "training": ["Training", "fit"],
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "MLP",
+    "Beta",
+    "Flow",
+    "HalfNormal",
+    "Located",
+    "LogNormal",
+    "LogUniform",
+    "MultivariateNormal",
+    "Normal",
+    "Observable",
+    "Parameter",
+    "Posterior",
+    "Prior",
+    "PriorTransform",
+    "Samples",
+    "SbiError",
+    "Simulations",
+    "Simulator",
+    "SplitRule",
+    "Training",
+    "TruncatedNormal",
+    "Uniform",
+    "calibrate",
+    "fit",
+    "load",
+    "save",
+    "simulate",
+    "unbatched",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"sbi_dgm.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

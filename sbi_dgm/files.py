@@ -1,0 +1,71 @@
+"""Atomic files: a reader sees the old content or the new, never a part, whatever kills the writer.
+
+The content goes to a temporary name in the same folder, is flushed to the disk, and takes the final name
+by a rename, which POSIX makes atomic; then the folder itself is flushed, so that the name survives a
+power cut as well.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sbi_dgm.errors import FileError
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic(folder / "note.txt") as temporary:
+    ...     _ = temporary.write_text("all or nothing")
+    >>> [p.name for p in folder.iterdir()]
+    ['note.txt']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path`, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically; keys keep their order."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raise `FileError` where `path` exists and may not be replaced."""
+    if Path(path).exists() and not overwrite:
+        raise FileError(f"{path} exists already: pass overwrite=True (--overwrite) to replace it, or name another.")
+
+
+def require_file(path: str | Path) -> Path:
+    """Return `path` as a `Path`, or raise `FileError` where there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"there is no file {str(path)!r} (working folder: {Path.cwd()}).")
+    return path

@@ -1,0 +1,131 @@
+"""Small networks that every family shares."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ResidualMLP(nn.Module):
+    """Residual multilayer perceptron: h_0 = W x + b, h_{k+1} = h_k + B_k a(A_k a(h_k)), y = V a(h_K).
+
+    Pre-activation residual blocks (He et al. 2016, arXiv:1603.05027) without normalisation layers, so that
+    rows never see each other. The last layer can start at zero (`zero=True`): the map built on it then
+    starts as the identity.
+
+    Args:
+        inputs: number of input features; 0 is allowed and gives a learned constant.
+        outputs: number of output features.
+        hidden: width of the residual stream.
+        blocks: number of residual blocks.
+        dropout: fraction of a block's inner units that training leaves out (Srivastava et al. 2014).
+        zero: start with an output of exactly zero.
+
+    Shapes: (..., inputs) -> (..., outputs).
+
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: int = 64,
+        blocks: int = 2,
+        dropout: float = 0.0,
+        zero: bool = False,
+    ) -> None:
+        super().__init__()
+        self.first = _linear(inputs, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, hidden)
+            )
+            for _ in range(blocks)
+        )
+        last = nn.Linear(hidden, outputs)
+        if zero:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.last = nn.Sequential(nn.SiLU(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h)
+
+
+class Constant(nn.Module):
+    """A learned vector, for maps with nothing to look at: (..., 0) -> (..., outputs)."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(0.1 * torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value.expand(*x.shape[:-1], -1)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Module:
+    return nn.Linear(inputs, outputs) if inputs else Constant(outputs)
+
+
+class MaskedMLP(nn.Module):
+    """Residual MLP whose i-th group of outputs sees the context and the inputs before i, and no other.
+
+    MADE (Germain et al. 2015, arXiv:1502.03509): input i has degree i + 1, the context degree 0, hidden unit
+    j degree j mod D, and a weight lives where the degree does not fall (at the output: where it rises). Degree
+    0 among the hidden units lets the first group depend on the context.
+
+    Args:
+        features: D, number of inputs.
+        context: number of context features C, which every output sees.
+        outputs: numbers per input.
+
+    Shapes: z (..., D) and context (..., C) -> (..., D, outputs).
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        outputs: int,
+        *,
+        hidden: int = 64,
+        blocks: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        order = torch.arange(features) + 1
+        units = torch.arange(hidden) % features
+        inner = (units[:, None] >= units).float()
+        self.first = _Masked(torch.cat([(units[:, None] >= order).float(), torch.ones(hidden, context)], dim=1))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), _Masked(inner), nn.SiLU(), nn.Dropout(dropout), _Masked(inner))
+            for _ in range(blocks)
+        )
+        last = _Masked((order.repeat_interleave(outputs)[:, None] > units).float())
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.last = nn.Sequential(nn.SiLU(), last)
+
+    def forward(self, z: Tensor, context: Tensor) -> Tensor:
+        h = self.first(torch.cat([z, context], dim=-1))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h).unflatten(-1, (self.features, -1))
+
+
+class _Masked(nn.Linear):
+    """A linear layer whose weights exist only where the mask (outputs, inputs) is one."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight * self.mask, self.bias)

@@ -1,0 +1,74 @@
+"""Frozen option objects: one place for a family's defaults, ranges and meaning.
+
+The same object is what a Python user writes, what a TOML file or the command line fills in, and what an
+artefact stores. Unknown names and values out of range raise `OptionError`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sbi_dgm.errors import OptionError, unknown
+
+
+class Options(BaseModel):
+    """Base of all option objects: frozen, typed, ranges checked, unknown names refused.
+
+    >>> from pydantic import Field
+    >>> class Tea(Options):
+    ...     minutes: int = Field(default=4, ge=1, le=10)
+    >>> Tea(minutes=3).model_dump()
+    {'minutes': 3}
+    >>> Tea(minute=3)
+    Traceback (most recent call last):
+    sbi_dgm.errors.OptionError: unknown option of Tea 'minute': did you mean 'minutes'? Known: minutes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __init__(self, **values: Any) -> None:
+        kind, known = type(self).__name__, type(self).model_fields
+        for name in values:
+            if name not in known:
+                raise OptionError(unknown(f"option of {kind}", name, known))
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise OptionError(f"{kind}({where}={first['input']!r}): {first['msg'].lower()}.") from None
+
+
+Table = Mapping[str, tuple[str, str]]  # name -> (module, options class), imported when asked for
+
+
+def make(kind: str, table: Table, name: str, **values: Any) -> Any:
+    """The options object called `name` in `table`; `kind` is the word for error messages."""
+    if name not in table:
+        raise OptionError(unknown(kind, name, table))
+    module, title = table[name]
+    return getattr(import_module(module), title)(**values)
+
+
+def name_in(table: Table, options: Options) -> str:
+    """The inverse of `make` for names."""
+    place = (type(options).__module__, type(options).__name__)
+    return next(name for name, entry in table.items() if entry == place)
+
+
+def describe(table: Table, options: Options) -> dict[str, Any]:
+    """`options` as JSON: its name in the table and its values, nested options alike."""
+    values = {field: getattr(options, field) for field in type(options).model_fields}
+    nested = {k: describe(table, v) if isinstance(v, Options) else v for k, v in values.items()}
+    return {"name": name_in(table, options), "options": nested}
+
+
+def restore(kind: str, table: Table, description: Mapping[str, Any]) -> Any:
+    """The inverse of `describe`."""
+    values = {
+        key: restore(kind, table, value) if isinstance(value, Mapping) else value
+        for key, value in description.get("options", {}).items()
+    }
+    return make(kind, table, description["name"], **values)

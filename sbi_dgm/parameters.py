@@ -1,0 +1,94 @@
+"""What is inferred and what is seen: named parameters and observables with units and labels."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from sbi_dgm import distributions
+from sbi_dgm.errors import PriorError
+
+
+def _check_name(name: str) -> None:
+    if not name or "/" in name or name != name.strip():
+        raise PriorError(f"{name!r} is no usable name: give a non-empty one without '/' and outer spaces.")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    r"""One parameter of a simulator.
+
+    Args:
+        name: as in files and tables.
+        prior: a distribution of `sbi_dgm.distributions`, a frozen one of `scipy.stats`, or None where a joint
+            prior rules.
+        label: LaTeX without dollars, for figures; the name where empty.
+        unit: as printed, empty for pure numbers.
+
+    >>> Parameter("omega_m", distributions.Uniform(0.1, 0.5), label=r"\Omega_m").title
+    '$\\Omega_m$'
+
+    """
+
+    name: str
+    prior: Any = None
+    label: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if self.prior is not None:
+            object.__setattr__(self, "prior", distributions.as_distribution(self.prior))
+
+    @property
+    def title(self) -> str:
+        """Label and unit, as on the axis of a figure."""
+        return _title(self.name, self.label, self.unit)
+
+    def describe(self) -> dict[str, Any]:
+        """This parameter as JSON."""
+        prior = {} if self.prior is None else self.prior.describe()
+        return {"name": self.name, "prior": prior, "label": self.label, "unit": self.unit}
+
+    @classmethod
+    def restore(cls, description: dict[str, Any]) -> "Parameter":
+        """The inverse of `describe`."""
+        prior = distributions.restore(description["prior"]) if description["prior"] else None
+        return cls(description["name"], prior, description["label"], description["unit"])
+
+
+@dataclass(frozen=True)
+class Observable:
+    """One thing that a simulator gives for each theta.
+
+    Args:
+        shape: of one observation; () for a number.
+        unit: as printed.
+        label: LaTeX without dollars.
+        names: optional names of the entries of a vector.
+
+    """
+
+    shape: tuple[int, ...]
+    unit: str = ""
+    label: str = ""
+    names: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        """How many numbers one observation has."""
+        return math.prod(self.shape)
+
+    def describe(self) -> dict[str, Any]:
+        """This observable as JSON."""
+        return {"shape": list(self.shape), "unit": self.unit, "label": self.label, "names": list(self.names)}
+
+    @classmethod
+    def restore(cls, description: dict[str, Any]) -> "Observable":
+        """The inverse of `describe`."""
+        d = description
+        return cls(tuple(d["shape"]), d["unit"], d["label"], tuple(d["names"]))
+
+
+def _title(name: str, label: str, unit: str) -> str:
+    text = f"${label}$" if label else name.replace("_", " ")
+    return f"{text} [{unit}]" if unit else text
