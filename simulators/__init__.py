@@ -1,0 +1,1 @@
+"""Simulators that come along: one problem a file, each with a known answer."""
