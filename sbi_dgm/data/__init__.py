@@ -1,0 +1,1 @@
+"""Simulation files: format, splits, scaling, batches, observations."""
