@@ -1,0 +1,1 @@
+"""Families of conditional densities, one a file, behind the contract in `base`."""
