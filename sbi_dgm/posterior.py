@@ -1,0 +1,244 @@
+r"""The posterior: coordinates, a summary of x and a conditional density, spoken in theta, names and units.
+
+.. math::  \ln q(\theta | x) = \ln q(z | c(x)) + \ln |\det \partial z / \partial \theta|
+
+Draws of z are mapped back by the coordinates, so that none can leave the prior's support.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from torch import Tensor
+from tqdm import tqdm
+
+from sbi_dgm.coordinates import inside, snap
+from sbi_dgm.distributions import Array
+from sbi_dgm.errors import ObservationError, OptionError, SbiError
+from sbi_dgm.estimators.base import Conditional
+from sbi_dgm.parameters import Observable
+from sbi_dgm.priors import Prior
+from sbi_dgm.samples import Samples
+from sbi_dgm.seeds import fresh, torch_generator
+
+BLOCK = 2**16  # rows of z at once, a fixed number: the same seed gives the same draws on any machine
+Observation = ArrayLike | Mapping[str, ArrayLike]
+
+
+class Model(NamedTuple):
+    """What a posterior is made of, beside its weights.
+
+    Attributes:
+        reference: the distribution whose coordinates z are; the prior itself where `informed`.
+        informed: whether `reference` is the prior that theta was drawn from.
+        observables: shapes, units and labels of x.
+        dtypes: of the observables in the training data, by name.
+        estimator: the family as JSON.
+        embedding: the embedding as JSON.
+
+    """
+
+    reference: Prior
+    informed: bool
+    observables: Mapping[str, Observable]
+    dtypes: Mapping[str, str]
+    estimator: dict[str, Any]
+    embedding: dict[str, Any]
+
+
+class Posterior:
+    """An amortized posterior q(theta | x), made by `fit` or `load`.
+
+    Attributes:
+        model: its specification.
+        network: its weights.
+        record: how it was trained: seed, split, fingerprint of the data, versions, losses.
+
+    """
+
+    def __init__(self, model: Model, network: Conditional, record: Mapping[str, Any]) -> None:
+        self.model, self.record = model, dict(record)
+        self.network = network.eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Posterior({', '.join(self.names)} | {', '.join(self.model.observables)}; {self.model.estimator['name']})"
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters."""
+        return list(self.model.reference.names)
+
+    @property
+    def prior(self) -> Prior | None:
+        """The prior, or None where training had none."""
+        return self.model.reference if self.model.informed else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Posterior":
+        """Move the weights, in place; returns self."""
+        self.network.to(device)
+        return self
+
+    def sample(
+        self, n: int, x: Observation, *, seed: int | None = None, log_prob: bool = False, progress: bool = False
+    ) -> Samples:
+        """Draw from q(theta | x).
+
+        Args:
+            n: draws for each observation.
+            x: one observation or a stack of B: an array, or a dict by observable's name.
+            seed: None draws a fresh one; the same seed gives the same draws on the same device.
+            log_prob: keep ln q of each draw too.
+            progress: show a progress bar.
+
+        Returns:
+            draws (n, D) for one observation, (B, n, D) for a stack.
+
+        Raises:
+            ObservationError: wrong shape, or numbers that are not finite.
+
+        """
+        if n < 0:
+            raise OptionError(f"n = {n}: ask for 0 draws or more.")
+        context, single = self._context(x)
+        generator = torch_generator(fresh(seed), device=self.device)
+        theta = np.empty((len(context), n, len(self.names)))
+        log_q = np.empty((len(context), n))
+        with tqdm(total=len(context) * n, unit="draw", desc="sampling", disable=not progress) as bar:
+            for rows, draws in _blocks(len(context), n):
+                count = draws.stop - draws.start
+                z, density = self.network.estimator.sample_and_log_prob(count, context[rows], generator)
+                theta[rows, draws], log_q[rows, draws] = self._to_theta(_numpy(z), _numpy(density))
+                bar.update(theta[rows, draws].shape[0] * count)
+        kept = (theta[0], log_q[0]) if single else (theta, log_q)
+        return Samples.of(self.model.reference, kept[0], kept[1] if log_prob else None)
+
+    def log_prob(self, theta: ArrayLike, x: Observation) -> Array:
+        """Ln q(theta | x), normalised over the prior's support; -inf outside.
+
+        Args:
+            theta: for one observation (D,) or (S, D); for B of them (B, D), one each, or (B, S, D).
+            x: as in `sample`.
+
+        Returns:
+            the shape of theta without its last axis.
+
+        """
+        context, single = self._context(x)
+        theta = np.asarray(theta, np.float64)
+        stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
+        stack = stack[:, None] if not single and stack.ndim == 2 else stack
+        if stack.ndim != 3 or stack.shape[::2] != (len(context), len(self.names)):
+            axes = "(D,) or (S, D)" if single else f"({len(context)}, D) or ({len(context)}, S, D)"
+            raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {len(self.names)}.")
+        coordinates = self.model.reference.coordinates
+        snapped = snap(stack, coordinates, np.float64)
+        within = np.asarray(inside(snapped, coordinates).all(-1))
+        z, log_det = coordinates.forward(
+            np.where(within[..., None], snapped, coordinates.inverse(np.zeros(len(self.names))))
+        )
+        log_q = np.empty(z.shape[:2])
+        for rows, draws in _blocks(*z.shape[:2]):
+            tensor = torch.as_tensor(z[rows, draws], dtype=torch.float32, device=self.device)
+            log_q[rows, draws] = _numpy(self.network.estimator.log_prob(tensor, context[rows]))
+        return np.where(within, log_q + log_det, -np.inf).reshape(theta.shape[:-1])
+
+    def map(self, x: Observation, *, draws: int = 2000, seed: int = 0) -> Array:
+        """The maximum of q(theta | x) within the box of its draws: (D,), or (B, D) for a stack.
+
+        The search starts at the best of `draws` draws and stays inside their box in z, because the density at an
+        edge of the prior is ruled by tails that no draw has seen. A maximum on the box is warned of by name.
+        """
+        samples = self.sample(draws, x, seed=seed, log_prob=True)
+        if samples.array.ndim == 2:
+            return self._climb(samples, x)
+        stack = self._arrays(x)[0]
+        rows = [{name: values[i] for name, values in stack.items()} for i in range(len(samples.array))]
+        return np.stack([self._climb(samples.observation(i), row) for i, row in enumerate(rows)])
+
+    def _climb(self, samples: Samples, x: Observation) -> Array:
+        coordinates = self.model.reference.coordinates
+        z = coordinates.forward(samples.array)[0]
+        low, high = z.min(0), z.max(0)
+        step = 1e-2 * (high - low)
+        stencil = np.concatenate([np.zeros((1, len(low))), np.diag(step), -np.diag(step)])
+
+        def objective(u: Array) -> tuple[float, Array]:
+            values = self.log_prob(coordinates.inverse(u + stencil), x)
+            ahead, behind = np.split(values[1:], 2)
+            return -float(values[0]), -(ahead - behind) / (2 * step)
+
+        start = z[np.argmax(np.asarray(samples.log_prob))]
+        best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=np.column_stack([low, high])).x
+        stuck = [n for n, a, b, c in zip(self.names, best - low, high - best, step, strict=True) if min(a, b) < 0.1 * c]
+        if stuck:
+            warnings.warn(f"the maximum lies at the edge of the draws for {', '.join(stuck)}.", stacklevel=3)
+        return coordinates.inverse(best)
+
+    def _to_theta(self, z: Array, log_q: Array) -> tuple[Array, Array]:
+        bad = ~np.isfinite(z).all(-1)
+        if bad.any():
+            raise SbiError(
+                f"{int(bad.sum())} of {bad.size} draws are not finite: the network diverged at this observation."
+            )
+        theta = self.model.reference.coordinates.inverse(z)
+        return theta, log_q + self.model.reference.coordinates.forward(theta)[1]
+
+    @torch.no_grad()
+    def _context(self, x: Observation) -> tuple[Tensor, bool]:
+        """The context (B, C), and whether x is one observation without its axis."""
+        arrays, single = self._arrays(x)
+        size = len(next(iter(arrays.values())))
+        if size == 0:
+            raise ObservationError("the stack of observations is empty.")
+        pieces = []
+        for rows in (slice(first, first + 1024) for first in range(0, size, 1024)):
+            tensors = {name: torch.as_tensor(a[rows], device=self.device) for name, a in arrays.items()}
+            pieces.append(self.network.summary(tensors))
+        return torch.cat(pieces), single
+
+    def _arrays(self, x: Observation) -> tuple[dict[str, np.ndarray], bool]:
+        """The observables as stacks, checked."""
+        known = self.model.observables
+        given = dict(x) if isinstance(x, Mapping) else {next(iter(known)): x}
+        if set(given) != set(known):
+            raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
+        arrays, single = {}, set()
+        for name, observable in known.items():
+            a = np.asarray(given[name])
+            single.add(a.shape == observable.shape)
+            if observable.shape not in (a.shape, a.shape[1:]):
+                expected = f"{observable.shape} for one observation or (B, *{observable.shape}) for a stack"
+                raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
+            if a.dtype.kind not in "fiub" or not np.isfinite(a).all():
+                where = np.argwhere(~np.isfinite(a))[0].tolist() if a.dtype.kind == "f" else "dtype"
+                raise ObservationError(
+                    f"observable {name!r} has an entry that is no finite number ({where}): repair it."
+                )
+            arrays[name] = (a if a.ndim > len(observable.shape) else a[None]).astype(self.model.dtypes[name])
+        if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
+            raise ObservationError("the observables disagree on the number of observations.")
+        return {name: arrays[name] for name in known}, single.pop()
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _blocks(observations: int, draws: int) -> Iterator[tuple[slice, slice]]:
+    """Slices that cover (observations, draws) with at most BLOCK rows each."""
+    columns = max(1, min(draws, BLOCK))
+    rows = max(1, BLOCK // columns)
+    for first in range(0, observations, rows):
+        for start in range(0, draws, columns):
+            yield slice(first, min(first + rows, observations)), slice(start, min(start + columns, draws))

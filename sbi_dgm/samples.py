@@ -1,0 +1,184 @@
+"""Draws of a posterior with names: a table, a figure, a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from sbi_dgm.distributions import Array
+from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
+from sbi_dgm.files import atomic, refuse_existing, require_file
+from sbi_dgm.parameters import Parameter
+from sbi_dgm.priors import Prior
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS = (0.16, 0.5, 0.84)
+NEAR = 0.2  # of the posterior's sd: a draw that close to an edge counts as at it
+SHARE = 0.004  # of draws at an edge: a twentieth of the density that a normal's peak would put there
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Posterior draws: `array` is (S, D) for one observation and (B, S, D) for several.
+
+    Attributes:
+        array: the draws.
+        parameters: of the last axis.
+        log_prob: ln q of each draw (S,) or (B, S), or None.
+        bounds: (2, D), the edges of the prior; infinite where there are none.
+
+    >>> from sbi_dgm.distributions import Uniform
+    >>> prior = Prior([Parameter("a", Uniform(0, 1))])
+    >>> Samples.of(prior, np.linspace(0, 1, 101)[:, None]).summary().loc["a", ["median", "edge"]].tolist()
+    [0.5, 'low high']
+
+    """
+
+    array: Array
+    parameters: tuple[Parameter, ...]
+    log_prob: Array | None = None
+    bounds: Array | None = None
+
+    @classmethod
+    def of(cls, prior: Prior, array: Array, log_prob: Array | None = None) -> "Samples":
+        """Draws with the parameters and bounds of `prior`."""
+        bounds = np.stack([prior.coordinates.low, prior.coordinates.high])
+        return cls(array, prior.parameters, log_prob, bounds)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters."""
+        return [p.name for p in self.parameters]
+
+    def __len__(self) -> int:
+        return self.array.shape[-2]
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.names:
+            raise OptionError(unknown("parameter", name, self.names))
+        return self.array[..., self.names.index(name)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype, copy=copy)
+
+    def observation(self, index: int) -> "Samples":
+        """The draws of one of several observations."""
+        if self.array.ndim != 3:
+            raise ObservationError("these are draws for one observation already.")
+        log_prob = None if self.log_prob is None else self.log_prob[index]
+        return Samples(self.array[index], self.parameters, log_prob, self.bounds)
+
+    def _one(self) -> Array:
+        if self.array.ndim != 2:
+            raise ObservationError(f"draws for {len(self.array)} observations: choose one with .observation(i).")
+        return self.array
+
+    def summary(self) -> pd.DataFrame:
+        """One row a parameter: mean, sd, median, the central 68 % interval, and the prior's edges that are reached."""
+        array = self._one()
+        low, median, high = np.quantile(array, LEVELS, axis=0)
+        table = {"mean": array.mean(0), "sd": array.std(0), "median": median, "16%": low, "84%": high}
+        return pd.DataFrame(table | {"edge": self._edges(array)}, index=pd.Index(self.names, name="parameter"))
+
+    def _edges(self, array: Array) -> list[str]:
+        if self.bounds is None:
+            return [""] * len(self.parameters)
+        at = (np.abs(array - self.bounds[:, None]) < NEAR * array.std(0)).mean(1) > SHARE
+        return [
+            " ".join(word for word, reached in zip(("low", "high"), column, strict=True) if reached) for column in at.T
+        ]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a draw, one column a parameter; `observation` as index level where there are several."""
+        if self.array.ndim == 2:
+            return pd.DataFrame(self.array, columns=self.names)
+        index = pd.MultiIndex.from_product([range(n) for n in self.array.shape[:2]], names=["observation", "draw"])
+        return pd.DataFrame(self.array.reshape(-1, len(self.names)), index=index, columns=self.names)
+
+    def corner(
+        self,
+        truth: Sequence[float] | None = None,
+        others: "Mapping[str, Samples] | None" = None,
+        label: str = "posterior",
+    ) -> "Figure":
+        """A corner plot with 68 and 95 % contours.
+
+        Args:
+            truth: (D,), marked by lines.
+            others: further draws of the same parameters to draw over these, by legend entry.
+            label: legend entry of these draws.
+
+        """
+        from sbi_dgm import plots
+
+        layers = {label: self._one()} | {name: other._one() for name, other in (others or {}).items()}
+        return plots.corner(layers, [p.title for p in self.parameters], truth)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write an HDF5 file whose group `posterior` ArviZ and xarray open as it is: (chain, draw[, observation])."""
+        refuse_existing(path, overwrite)
+        stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
+        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            group = file.create_group("posterior", track_order=True)
+            dims = [group.create_dataset(n, data=np.arange(k)) for n, k in zip(_AXES, stack.shape[:-1], strict=False)]
+            for scale, name in zip(dims, _AXES, strict=False):
+                scale.make_scale(name)
+            columns = {p.name: stack[..., i] for i, p in enumerate(self.parameters)}
+            if self.log_prob is not None:
+                columns["log_prob"] = (self.log_prob if self.log_prob.ndim == 1 else self.log_prob.T)[None]
+            for name, values in columns.items():
+                dataset = group.create_dataset(name, data=values, fletcher32=True, chunks=True)
+                for axis, scale in zip(dataset.dims, dims, strict=True):
+                    axis.attach_scale(scale)
+            for p in self.parameters:
+                group[p.name].attrs.update({"units": p.unit, "label": p.label})
+            group.attrs["format"], group.attrs["format_version"] = FORMAT, VERSION
+            group.attrs["names"] = self.names
+            group.attrs["bounds"] = np.full((2, len(self.names)), np.nan) if self.bounds is None else self.bounds
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Samples":
+        """Read what `save` wrote."""
+        try:
+            with h5py.File(require_file(path), "r") as file:
+                return cls._read(file["posterior"])
+        except (OSError, KeyError) as error:
+            raise FileError(f"{path} is no readable file of samples: {error}.") from None
+
+    @classmethod
+    def _read(cls, group: Any) -> "Samples":
+        if group.attrs["format_version"] > VERSION:
+            raise FileError(
+                f"samples of format version {group.attrs['format_version']}: this sbi_dgm reads up to {VERSION}."
+            )
+        names = [str(name) for name in group.attrs["names"]]
+        parameters = tuple(Parameter(n, None, group[n].attrs["label"], group[n].attrs["units"]) for n in names)
+        stack = np.stack([group[n][0] for n in names], axis=-1)
+        log_prob = group["log_prob"][0] if "log_prob" in group else None
+        if stack.ndim == 3:
+            stack, log_prob = np.moveaxis(stack, 1, 0), None if log_prob is None else log_prob.T
+        return cls(stack, parameters, log_prob, group.attrs["bounds"])
+
+    def to_arviz(self) -> Any:
+        """An `arviz` inference object (needs the package arviz)."""
+        import arviz  # pyright: ignore[reportMissingImports]
+
+        stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
+        return arviz.from_dict({"posterior": {name: stack[..., i] for i, name in enumerate(self.names)}})
+
+    def to_getdist(self) -> Any:
+        """A `getdist.MCSamples` of one observation's draws (needs the package getdist)."""
+        from getdist import MCSamples  # pyright: ignore[reportMissingImports]
+
+        return MCSamples(samples=self._one(), names=self.names, labels=[p.label or p.name for p in self.parameters])
+
+
+_AXES = ("chain", "draw", "observation")
+FORMAT = "sbi_dgm/samples"
+VERSION = 1
