@@ -1,0 +1,232 @@
+"""The command line: parse, call the library, print. A mistake of the user's ends with one sentence and code 2."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sbi_dgm.errors import FileError, OptionError, SbiError, unknown
+
+
+def _simulate(a: argparse.Namespace) -> None:
+    from sbi_dgm.campaign import simulate
+
+    data = simulate(
+        a.simulator, a.n, out=a.out, seed=a.seed, workers=a.workers, shard_rows=a.shard_rows, overwrite=a.overwrite
+    )
+    failed = len(data) - int(data.valid.sum())
+    print(
+        f"{a.out}: {len(data)} rows, {failed} failed; "
+        f"theta = {', '.join(data.names)}; x = {', '.join(data.observables)}."
+    )
+
+
+def _train(a: argparse.Namespace) -> None:
+    from sbi_dgm.config import settings
+    from sbi_dgm.data.simulations import Simulations
+    from sbi_dgm.training import fit
+
+    options = settings(a.config, a.set, a.estimator)
+    data = Simulations.open(a.data)
+    posterior = fit(
+        data,
+        **options,
+        parameters=a.parameters,
+        device=a.device,
+        seed=a.seed,
+        out=a.out,
+        resume=a.resume,
+        overwrite=a.overwrite,
+    )
+    record = posterior.record
+    print(
+        f"{a.out}/posterior.safetensors: {record['estimator']['name']}, best validation loss "
+        f"{record['best_validation_loss']:.3f} at step {record['best_step']}, {record['seconds']:.0f} s."
+    )
+    if record["rows_at_prior_edge"]:
+        print(f"{record['rows_at_prior_edge']} rows of theta lie on an edge of the prior.")
+
+
+def _sample(a: argparse.Namespace) -> None:
+    from sbi_dgm.artifact import load
+    from sbi_dgm.data.observed import read_observation
+    from sbi_dgm.files import refuse_existing
+
+    refuse_existing(a.out, a.overwrite)
+    posterior = load(a.model, device=a.device)
+    x = read_observation(a.observation, posterior.model.observables, a.row)
+    samples = posterior.sample(a.n, x, seed=a.seed, log_prob=True, progress=True)
+    samples.save(a.out, overwrite=a.overwrite)
+    if samples.array.ndim == 2 and a.n:
+        print(samples.summary().to_string(float_format=lambda v: f"{v:.4g}"))
+    if a.corner:
+        samples.corner().savefig(a.corner, dpi=150)
+    print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
+
+
+def _calibrate(a: argparse.Namespace) -> int:
+    from sbi_dgm.artifact import load
+    from sbi_dgm.data.simulations import Simulations
+    from sbi_dgm.files import refuse_existing
+    from sbi_dgm.report import calibrate
+
+    refuse_existing(Path(a.out) / "report.json", a.overwrite)
+    report = calibrate(
+        load(a.model, device=a.device), Simulations.open(a.data), out=a.out, draws=a.draws, max_rows=a.rows, seed=a.seed
+    )
+    print(f"{report.rows} held-out rows, {report.draws} draws each: {report.verdict}.")
+    for name, entry in {**report.parameters, "regions": report.regions}.items():
+        print(f"  {name:<20} p = {entry['p_value']:<8.3g} {entry['finding']}")
+    covered = ", ".join(f"{level}: {share:.1%}" for level, share in report.coverage.items())
+    print(f"  highest-density regions hold the truth: {covered}")
+    print(f"  mean ln q of the truth: {report.log_prob['mean']:.3f} +- {report.log_prob['standard_error']:.3f}")
+    print(f"{a.out}/: report.json, ranks.png, coverage.png")
+    return 0 if report.calibrated else 1
+
+
+def _inspect(a: argparse.Namespace) -> None:
+    from sbi_dgm.inspection import describe
+
+    print(describe(a.file))
+
+
+def _quickstart(a: argparse.Namespace) -> None:
+    from sbi_dgm.quickstart import quickstart
+
+    quickstart(a.out, overwrite=a.overwrite)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "sbi-dgm", description="Posteriors from simulations, by deep generative models.", allow_abbrev=False
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (run, add, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        add(sub)
+    return parser
+
+
+def _simulate_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("simulator", help="name of an installed simulator")
+    p.add_argument("-n", type=int, required=True, help="rows in all")
+    _output(p, "simulation file (HDF5)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--workers", type=int, default=1, help="processes")
+    p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task")
+
+
+def _train_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("data", help="simulation file")
+    _output(p, "run folder")
+    p.add_argument("--estimator", help="family: flow, located (default: flow)")
+    p.add_argument("--config", help="TOML file with [estimator], [embedding], [training], [split]")
+    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
+    p.add_argument("--parameters", type=lambda text: text.split(","), help="names to infer, by commas; others drop out")
+    p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
+def _sample_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="posterior file")
+    p.add_argument("observation", help=".npy, .npz, CSV, text, or a simulation file with --row")
+    p.add_argument("-n", type=int, default=10_000, help="draws")
+    _output(p, "file of samples (HDF5)")
+    p.add_argument("--row", type=int, help="row of a simulation file")
+    p.add_argument("--corner", help="also draw a corner plot into this file")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
+def _calibrate_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", help="posterior file")
+    p.add_argument("data", help="simulation file")
+    _output(p, "report folder")
+    p.add_argument("--draws", type=int, default=1000, help="draws of each row")
+    p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
+def _inspect_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("file", help="simulation file, posterior file or file of samples")
+
+
+def _quickstart_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-o", "--out", default="quickstart", help="folder (default: quickstart)")
+    p.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+COMMANDS = {
+    "simulate": (_simulate, _simulate_arguments, "Run a simulator over its prior into a simulation file."),
+    "train": (_train, _train_arguments, "Train a posterior on a simulation file."),
+    "sample": (_sample, _sample_arguments, "Draw from the posterior of an observation."),
+    "calibrate": (
+        _calibrate,
+        _calibrate_arguments,
+        "Judge a posterior on held-out simulations; exit code 1 if it fails.",
+    ),
+    "inspect": (_inspect, _inspect_arguments, "Say what a file holds."),
+    "quickstart": (_quickstart, _quickstart_arguments, "The whole job on real supernovae, in about a minute."),
+}
+
+
+def _output(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("-o", "--out", required=True, help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    if chosen is not None and chosen not in COMMANDS:
+        raise OptionError(unknown("command", chosen, COMMANDS))
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and chosen is not None:
+        raise OptionError(unknown(f"option of {chosen}", rest[0].split("=")[0], _options(chosen)))
+    return arguments
+
+
+def _options(command: str) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    COMMANDS[command][1](parser)
+    return [word for word in parser.format_usage().replace("[", " ").replace("]", " ").split() if word.startswith("-")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _show  # type: ignore[assignment]
+    try:
+        arguments = _parse(words)
+        return arguments.run(arguments) or 0
+    except SbiError as error:
+        if "--debug" in words:
+            raise
+        print(f"sbi-dgm: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if "--debug" in words:
+            raise
+        print(f"sbi-dgm: {FileError(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "sbi-dgm: interrupted; what was finished is kept (train goes on with --resume, simulate as it was).",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _show(message: Any, *_: Any) -> None:
+    print(f"sbi-dgm: note: {message}", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""Settings of a training run from TOML and from `key=value` words, as keyword arguments of `fit`.
+
+A file has the tables `[estimator]`, `[embedding]` (each `name` and its options), `[training]` and `[split]`::
+
+    [estimator]
+    name = "flow"
+    transforms = 3
+
+    [training]
+    batch_size = 512
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sbi_dgm import options
+from sbi_dgm.data.splits import SplitRule
+from sbi_dgm.embeddings import EMBEDDINGS
+from sbi_dgm.errors import FileError, OptionError, unknown
+from sbi_dgm.estimators.base import FAMILIES
+from sbi_dgm.files import require_file
+from sbi_dgm.training import Training
+
+TABLES = ("estimator", "embedding", "training", "split")
+
+
+def settings(path: str | Path | None, words: Sequence[str], estimator: str | None = None) -> dict[str, Any]:
+    """Keyword arguments of `fit`.
+
+    Args:
+        path: a TOML file, or None.
+        words: such as "training.batch_size=512", over the file.
+        estimator: a family's name, over both.
+
+    >>> settings(None, ["estimator.transforms=3"])["estimator"].transforms
+    3
+
+    """
+    content = {table: {} for table in TABLES} | ({} if path is None else _toml(require_file(path)))
+    for word in words:
+        table, key, value = _word(word)
+        content[table] = {**content[table], key: value}
+    if estimator is not None:
+        content["estimator"] = {**content["estimator"], "name": estimator}
+    return {
+        "estimator": _named("estimator", FAMILIES, content["estimator"], "flow"),
+        "embedding": _named("embedding", EMBEDDINGS, content["embedding"], "auto"),
+        "training": Training(**content["training"]),
+        "split": SplitRule(**content["split"]),
+    }
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} is no TOML: {error}.") from None
+    for table in content:
+        if table not in TABLES:
+            raise OptionError(f"{path}: {unknown('table', table, TABLES)}")
+    return content
+
+
+def _word(word: str) -> tuple[str, str, Any]:
+    place, equals, value = word.partition("=")
+    table, dot, key = place.partition(".")
+    if not equals or not dot:
+        raise OptionError(f"--set {word}: write it as table.key=value, such as training.batch_size=512.")
+    if table not in TABLES:
+        raise OptionError(unknown("table", table, TABLES))
+    try:
+        return table, key, json.loads(value)
+    except json.JSONDecodeError:
+        return table, key, value
+
+
+def _named(kind: str, table: options.Table, content: Mapping[str, Any], default: str) -> Any:
+    values = {key: value for key, value in content.items() if key != "name"}
+    nested = {k: _named(kind, table, v, default) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return options.make(kind, table, content.get("name", default), **nested)

@@ -1,0 +1,1 @@
+"""Tests of a posterior that need nothing of it but draws and densities."""

@@ -1,0 +1,87 @@
+r"""Calibration of a posterior, from held-out pairs (theta*, x) and draws of q(theta | x).
+
+If q is the posterior, theta* and its draws are exchangeable, so that the rank of theta* among S draws is uniform
+on {0, ..., S}: for each parameter (simulation-based calibration: Talts et al. 2018, arXiv:1804.06788), and for
+ln q itself, whose rank is the credibility of the smallest highest-density region that holds theta* (Hermans et
+al. 2022, arXiv:2110.06581). Ranks are made continuous by u = (rank + V) / (S + 1), V ~ U(0, 1), ties shared at random.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binom, kstest, norm
+
+from sbi_dgm.distributions import Array
+
+BINS = 20
+
+
+class Uniformity(NamedTuple):
+    """A test of ranks u (R,) against U(0, 1).
+
+    Attributes:
+        p_value: of no deviation, after correction for the three tests made.
+        shape: "calibrated", or what the strongest of the tests says is wrong.
+
+    """
+
+    p_value: float
+    shape: str
+
+
+def ranks(truth: Array, draws: Array, rng: np.random.Generator) -> Array:
+    """Continuous ranks of the truth among its draws: (R, D), (R, S, D) -> (R, D) in (0, 1).
+
+    >>> truth, draws = np.zeros((1, 1)), np.array([[[-1.0], [1.0], [2.0]]])
+    >>> bool(0.25 <= ranks(truth, draws, np.random.default_rng(0))[0, 0] <= 0.5)
+    True
+    """
+    below = (draws < truth[:, None]).sum(1)
+    equal = (draws == truth[:, None]).sum(1)
+    return (below + (equal + 1) * rng.uniform(size=truth.shape)) / (draws.shape[1] + 1)
+
+
+def uniformity(u: Array, high: str, low: str, outer: str, inner: str, level: float) -> Uniformity:
+    """Test u (R,) for location, width and shape, and name the deviation.
+
+    The mean of u and of |2 u - 1| are asymptotically normal around 1/2 with variances 1 / (12 R); they see shifts
+    and wrong widths. Kolmogorov and Smirnov's test sees the rest. The smallest p-value, times three, counts.
+
+    Args:
+        high, low, outer, inner: words for ranks that are too high, too low, too far out, too central.
+        level: below which the p-value is a deviation.
+
+    """
+    spread = (12 * len(u)) ** -0.5
+    shift, width = (u.mean() - 0.5) / spread, (np.abs(2 * u - 1).mean() - 0.5) / spread
+    tests = [
+        (2 * norm.sf(abs(shift)), high if shift > 0 else low),
+        (2 * norm.sf(abs(width)), outer if width > 0 else inner),
+        (kstest(u, "uniform").pvalue, "of the wrong shape"),
+    ]
+    p_value, word = min(tests)
+    p_value = min(1.0, 3 * float(p_value))
+    return Uniformity(p_value, word if p_value < level else "calibrated")
+
+
+def parameter_uniformity(u: Array, level: float) -> Uniformity:
+    """`uniformity` of the ranks of one parameter."""
+    return uniformity(u, "biased low", "biased high", "overconfident", "underconfident", level)
+
+
+def coverage_uniformity(u: Array, level: float) -> Uniformity:
+    """`uniformity` of the credibilities at which highest-density regions reach the truth."""
+    shape = "of the wrong shape"
+    return uniformity(u, "overconfident", "underconfident", shape, shape, level)
+
+
+def bin_band(rows: int, level: float = 0.99) -> tuple[float, float]:
+    """Counts between which each of `BINS` bins of `rows` uniform ranks lies with probability `level`."""
+    low, high = binom.interval(level, rows, 1 / BINS)
+    return float(low), float(high)
+
+
+def coverage_band(nominal: Array, rows: int, level: float = 0.99) -> tuple[Array, Array]:
+    """Pointwise range (K,), (K,) of empirical coverage for `rows` rows of a calibrated posterior."""
+    low, high = binom.interval(level, rows, nominal)
+    return low / rows, high / rows

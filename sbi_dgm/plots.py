@@ -1,0 +1,100 @@
+"""Figures: arrays and names in, a `Figure` out. The only file that knows matplotlib; it draws on no screen."""
+
+from collections.abc import Mapping, Sequence
+
+import corner as corner_package
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sbi_dgm.distributions import Array
+
+COLOURS = ("#1b5e9b", "#d1731d", "#3c8d4f", "#8a4fa3")
+GREY = "#6b7280"
+MASS = (0.68, 0.95)
+
+
+def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[float] | None = None) -> Figure:
+    """One- and two-dimensional marginals of draws (S, D), with 68 and 95 % contours.
+
+    Args:
+        layers: sets of draws by legend entry; the first is filled.
+        titles: (D,), axis labels.
+        truth: (D,), marked by lines.
+
+    """
+    size = max(4.0, 2.3 * len(titles))
+    figure = Figure(figsize=(size, size), layout="constrained" if len(titles) == 1 else None)
+    everything = np.concatenate(list(layers.values()))
+    spans = [tuple(span) for span in np.quantile(everything, [0.0005, 0.9995], axis=0).T]
+    for position, (draws, colour) in enumerate(zip(layers.values(), COLOURS, strict=False)):
+        corner_package.corner(
+            draws,
+            fig=figure,
+            labels=list(titles),
+            range=spans,
+            bins=40,
+            smooth=1.0,
+            smooth1d=1.0,
+            levels=MASS,
+            color=colour,
+            plot_datapoints=False,
+            plot_density=False,
+            fill_contours=position == 0,
+            no_fill_contours=position > 0,
+            hist_kwargs={"density": True, "linewidth": 1.6, "linestyle": "-" if position == 0 else "--"},
+            contour_kwargs={"linewidths": 1.4, "linestyles": "-" if position == 0 else "--"},
+            truths=None if truth is None else list(truth),
+            truth_color=GREY,
+            max_n_ticks=4,
+        )
+    handles = [
+        Line2D([], [], color=c, ls="-" if i == 0 else "--", label=n)
+        for i, (n, c) in enumerate(zip(layers, COLOURS, strict=False))
+    ]
+    figure.legend(handles=handles, loc="upper right", frameon=False, fontsize=11, title="68 and 95 %")
+    return figure
+
+
+def rank_histograms(ranks: Array, names: Sequence[str], band: tuple[float, float], p_values: Sequence[float]) -> Figure:
+    """Histograms of simulation-based calibration: flat where the posterior is calibrated.
+
+    Args:
+        ranks: (R, D), in [0, 1].
+        band: counts within which a bin of a calibrated posterior lies (99 %).
+        p_values: (D,), of uniformity.
+
+    """
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for i, axis in enumerate(axes):
+        if i >= len(names):
+            axis.set_axis_off()
+            continue
+        axis.axhspan(*band, color=GREY, alpha=0.25, lw=0)
+        axis.hist(ranks[:, i], bins=20, range=(0, 1), color=COLOURS[0], alpha=0.85)
+        axis.set(title=f"{names[i]}   p = {p_values[i]:.2g}", xlabel="rank of the truth", xlim=(0, 1))
+    axes[0].set_ylabel("rows")
+    return figure
+
+
+def coverage(nominal: Array, empirical: Array, band: tuple[Array, Array], verdict: str) -> Figure:
+    """Empirical against nominal coverage: on the diagonal where calibrated, below it where overconfident.
+
+    Args:
+        nominal, empirical: (K,), in [0, 1].
+        band: lower and upper edge (K,) of a calibrated posterior's range (99 %).
+
+    """
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.fill_between(nominal, *band, color=GREY, alpha=0.25, lw=0, label="calibrated, 99 %")
+    axis.plot([0, 1], [0, 1], color=GREY, lw=1)
+    axis.plot(nominal, empirical, color=COLOURS[0], lw=2, label="this posterior")
+    axis.set(
+        xlabel="nominal coverage", ylabel="empirical coverage", xlim=(0, 1), ylim=(0, 1), title=verdict, aspect="equal"
+    )
+    axis.legend(frameon=False, loc="upper left")
+    return figure

@@ -1,0 +1,201 @@
+"""The calibration report: held-out rows in, one verdict out, with its numbers and figures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.splits import SplitRule
+from sbi_dgm.diagnostics import calibration
+from sbi_dgm.distributions import Array
+from sbi_dgm.errors import DataError, OptionError
+from sbi_dgm.files import atomic, write_json
+from sbi_dgm.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVEL = 0.01  # probability that a calibrated posterior is accused, over all parameters together
+NOMINAL = np.linspace(0, 1, 101)
+BLOCK_DRAWS = 2**19
+MIN_ROWS = 50
+
+
+class Judged(Protocol):
+    """All that a diagnostic needs of a posterior."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the parameters."""
+        ...
+
+    def sample(self, n: int, x: Any, *, seed: int | None = None, log_prob: bool = False) -> Any:
+        """Draws with `array` (B, n, D) and `log_prob` (B, n)."""
+        ...
+
+    def log_prob(self, theta: Any, x: Any) -> Array:
+        """Ln q of theta (B, D) at x, (B,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """What calibration found.
+
+    Attributes:
+        verdict: "calibrated", or what is wrong, in words.
+        calibrated: whether no test accuses.
+        rows, draws: how many held-out rows, and draws of each.
+        log_prob: mean ln q of the truth, its standard error, and the mean under the prior where there is one.
+        parameters: p-value and finding for each parameter.
+        regions: p-value and finding for highest-density regions.
+        coverage: empirical coverage of the 50, 68, 90 and 95 % highest-density regions.
+        ranks: (R, D), of the truth in each parameter; `credibility` (R,) of the region that reaches it.
+
+    """
+
+    verdict: str
+    calibrated: bool
+    rows: int
+    draws: int
+    log_prob: dict[str, float]
+    parameters: dict[str, dict[str, Any]]
+    regions: dict[str, Any]
+    coverage: dict[str, float]
+    ranks: Array = field(repr=False)
+    credibility: Array = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the ranks."""
+        return {k: v for k, v in asdict(self).items() if k not in ("ranks", "credibility")}
+
+    def figures(self) -> "dict[str, Figure]":
+        """The figures by name."""
+        from sbi_dgm import plots
+
+        empirical = (self.credibility[:, None] <= NOMINAL).mean(0)
+        p_values = [entry["p_value"] for entry in self.parameters.values()]
+        band = calibration.coverage_band(NOMINAL, self.rows)
+        return {
+            "ranks": plots.rank_histograms(
+                self.ranks, list(self.parameters), calibration.bin_band(self.rows), p_values
+            ),
+            "coverage": plots.coverage(NOMINAL, empirical, band, f"regions: {self.regions['finding']}"),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write report.json, ranks.png and coverage.png."""
+        write_json(Path(folder) / "report.json", self.to_json())
+        for name, figure in self.figures().items():
+            with atomic(Path(folder) / f"{name}.png") as temporary:
+                figure.savefig(temporary, format="png", dpi=130)
+
+
+def calibrate(
+    posterior: Judged,
+    data: Simulations,
+    *,
+    out: str | Path | None = None,
+    draws: int = 1000,
+    max_rows: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Judge a posterior on rows that it was not trained on.
+
+    On the file that it was trained on (or an extension of it) those are the test rows and whatever came later;
+    on any other file all valid rows.
+
+    Args:
+        posterior: anything with `names`, `sample` and `log_prob`.
+        data: simulations.
+        out: folder for report.json and figures.
+        draws: of each row.
+        max_rows: at most so many rows are judged, chosen by the seed.
+        seed: of draws and choice.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: fewer than 50 held-out rows.
+
+    Example::
+
+        report = sbi_dgm.calibrate(posterior, data, out="report/")
+        print(report.verdict)
+
+    """
+    if draws < 20:
+        raise OptionError(f"draws = {draws}: ranks need at least 20.")
+    rng = numpy_generator(seed)
+    rows = held_out(posterior, data)
+    if len(rows) < MIN_ROWS:
+        raise DataError(
+            f"{len(rows)} held-out rows: at least {MIN_ROWS} are needed; simulate more, or train with a test split."
+        )
+    rows = np.sort(rng.choice(rows, min(max_rows, len(rows)), replace=False))
+    columns = [data.names.index(name) for name in posterior.names]
+    theta = data.theta[rows][:, columns]
+    ranks, credibility, log_prob = _judge(posterior, theta, data.x(rows), draws, rng, progress)
+    report = _report(posterior, theta, ranks, credibility, log_prob, draws)
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def held_out(posterior: Judged, data: Simulations) -> np.ndarray:
+    """The valid rows of `data` that `posterior` was not trained on."""
+    record = getattr(posterior, "record", {})
+    trained = record.get("data", {})
+    valid = np.flatnonzero(data.valid)
+    known = trained.get("rows", 0)
+    if not 0 < known <= len(data) or data.fingerprint(known) != trained["fingerprint"]:
+        return valid
+    test = data.split(SplitRule(**record["split"]), known).test
+    return np.concatenate([test, valid[valid >= known]])
+
+
+def _judge(
+    posterior: Judged, theta: Array, x: dict[str, np.ndarray], draws: int, rng: np.random.Generator, progress: bool
+) -> tuple[Array, Array, Array]:
+    """Ranks (R, D), credibilities (R,) and ln q of the truth (R,)."""
+    step = max(1, BLOCK_DRAWS // draws)
+    parts = []
+    with tqdm(total=len(theta), unit="row", desc="calibrating", disable=not progress) as bar:
+        for first in range(0, len(theta), step):
+            rows = slice(first, first + step)
+            truth, seen = theta[rows], {name: values[rows] for name, values in x.items()}
+            samples = posterior.sample(draws, seen, seed=int(rng.integers(2**62)), log_prob=True)
+            log_prob = posterior.log_prob(truth, seen)
+            above = calibration.ranks(-log_prob[:, None], -samples.log_prob[..., None], rng)[:, 0]
+            parts.append((calibration.ranks(truth, samples.array, rng), above, log_prob))
+            bar.update(len(truth))
+    ranks, credibility, log_prob = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return ranks, credibility, log_prob
+
+
+def _report(posterior: Judged, theta: Array, ranks: Array, credibility: Array, log_prob: Array, draws: int) -> Report:
+    level = LEVEL / (len(posterior.names) + 1)
+    found = {n: calibration.parameter_uniformity(u, level) for n, u in zip(posterior.names, ranks.T, strict=True)}
+    regions = calibration.coverage_uniformity(credibility, level)
+    prior = getattr(posterior, "prior", None)
+    under_prior = {} if prior is None else {"prior": float(prior.log_prob(theta).mean())}
+    accused = [f"{name} {test.shape}" for name, test in found.items() if test.shape != "calibrated"]
+    if regions.shape != "calibrated":
+        accused.insert(0, regions.shape)
+    return Report(
+        verdict="; ".join(accused) or "calibrated",
+        calibrated=not accused,
+        rows=len(theta),
+        draws=draws,
+        log_prob={"mean": float(log_prob.mean()), "standard_error": float(log_prob.std() / len(theta) ** 0.5)}
+        | under_prior,
+        parameters={name: {"p_value": test.p_value, "finding": test.shape} for name, test in found.items()},
+        regions={"p_value": regions.p_value, "finding": regions.shape},
+        coverage={f"{p:.0%}": float((credibility <= p).mean()) for p in (0.5, 0.68, 0.9, 0.95)},
+        ranks=ranks,
+        credibility=credibility,
+    )
