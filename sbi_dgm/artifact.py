@@ -45,7 +45,7 @@ def device_named(name: str) -> torch.device:
 def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed: int) -> Conditional:
     """An untrained network for `model`, with initial weights from `seed`."""
     with lending(seed):
-        summary = embeddings.Summary(scalers, embeddings.build(embedding, model.observables))
+        summary = embeddings.Summary(scalers, embeddings.build(embedding, model.observables, len(model.reference)))
         family = options.restore("estimator", FAMILIES, model.estimator)
         space = Space((len(model.reference),))
         return Conditional(summary, family.build(space, summary.features(model.observables)))

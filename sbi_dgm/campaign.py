@@ -9,7 +9,7 @@ whole and then cut.
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from sbi_dgm import simulator as simulators
 from sbi_dgm.data import format as layout
 from sbi_dgm.data.format import Block, Header
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.errors import DataError, FileError, OptionError
+from sbi_dgm.errors import DataError, FileError, OptionError, SbiError
 from sbi_dgm.files import write_json
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import Simulator
@@ -104,6 +104,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     shutil.rmtree(folder)
     data = Simulations.open(out, prior=found.prior)
     if not data.valid.any():
+        out.unlink()
         raise DataError(f"all {n} simulations failed: {failures or 'their output is not finite'}.")
     return data
 
@@ -119,7 +120,8 @@ def _prepare(out: Path, folder: Path, plan: Plan, n: int, overwrite: bool) -> in
         done = Simulations.open(out, prior=plan.simulator.prior)
         _require_same(out, spec, done.header.attributes())
         if len(done) >= n:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not any(int(p.stem) * plan.shard_rows >= len(done) for p in folder.glob("[0-9]*.h5")):
+                shutil.rmtree(folder, ignore_errors=True)
             raise FileError(
                 f"{out} exists already, with {len(done)} rows: ask for more, or pass overwrite=True (--overwrite)."
             )
@@ -173,6 +175,10 @@ def _reports(plan: Plan, missing: list[int], folder: Path, executor: Executor | 
     tasks = [executor.submit(fill, plan, index, _shard(folder, index)) for index in missing]
     try:
         yield from (task.result() for task in as_completed(tasks))
+    except BrokenExecutor:
+        raise SbiError(
+            "a worker died (killed, or out of memory): the finished shards are kept; the same call again goes on."
+        ) from None
     finally:
         for task in tasks:
             task.cancel()
@@ -246,10 +252,26 @@ def _observables(simulator: Simulator, output: Any, rows: int) -> dict[str, np.n
 
 def _assembled(out: Path, kept: int, shards: list[Path], n: int) -> Iterator[Block]:
     """The rows to keep, then the shards', cut at n."""
+    dtypes = _dtypes([out, *shards] if kept else shards)
     if kept:
         yield from layout.blocks(layout.read(out)[1], 0, kept)
     for path in shards:
         columns = layout.read(path)[1]
         rows = min(n - kept, columns["theta"].shape[0])
-        yield {name: column[:rows] for name, column in columns.items()}
+        yield {name: _typed(column[:rows], dtypes.get(name)) for name, column in columns.items()}
         kept += rows
+
+
+def _dtypes(paths: list[Path]) -> dict[str, np.dtype]:
+    """Of the columns, by the first file with a success."""
+    for path in paths:
+        columns = layout.read(path)[1]
+        if columns["valid"][:].any():
+            return {name: column.dtype for name, column in columns.items()}
+    return {}
+
+
+def _typed(a: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
+    """A shard without a success knows of no integers: its NaN become their 0."""
+    integers = dtype is not None and dtype.kind in "iub" and a.dtype.kind == "f"
+    return np.zeros(a.shape, dtype) if integers and np.isnan(a).all() else a

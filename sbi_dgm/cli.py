@@ -4,8 +4,9 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sbi_dgm.errors import FileError, OptionError, SbiError, unknown
 
@@ -52,18 +53,30 @@ def _train(a: argparse.Namespace) -> None:
 def _sample(a: argparse.Namespace) -> None:
     from sbi_dgm.artifact import load
     from sbi_dgm.data.observed import read_observation
-    from sbi_dgm.files import refuse_existing
+    from sbi_dgm.files import atomic, refuse_existing
 
     refuse_existing(a.out, a.overwrite)
+    if a.corner:
+        _check_figure(Path(a.corner), a.overwrite)
     posterior = load(a.model, device=a.device)
     x = read_observation(a.observation, posterior.model.observables, a.row)
     samples = posterior.sample(a.n, x, seed=a.seed, log_prob=True, progress=True)
+    figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
     if samples.array.ndim == 2 and a.n:
         print(samples.summary().to_string(float_format=lambda v: f"{v:.4g}"))
-    if a.corner:
-        samples.corner().savefig(a.corner, dpi=150)
+    if figure is not None:
+        with atomic(a.corner) as temporary:
+            figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)
     print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
+
+
+def _check_figure(path: Path, overwrite: bool) -> None:
+    from sbi_dgm.files import refuse_existing
+
+    refuse_existing(path, overwrite)
+    if path.suffix not in FIGURES:
+        raise OptionError(unknown("figure format", path.suffix, FIGURES))
 
 
 def _calibrate(a: argparse.Namespace) -> int:
@@ -98,8 +111,13 @@ def _quickstart(a: argparse.Namespace) -> None:
     quickstart(a.out, overwrite=a.overwrite)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message} ({self.prog} --help says more).")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "sbi-dgm", description="Posteriors from simulations, by deep generative models.", allow_abbrev=False
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -163,6 +181,7 @@ def _quickstart_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+FIGURES = (".pdf", ".png", ".svg")
 COMMANDS = {
     "simulate": (_simulate, _simulate_arguments, "Run a simulator over its prior into a simulation file."),
     "train": (_train, _train_arguments, "Train a posterior on a simulation file."),
@@ -191,16 +210,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     chosen = next((word for word in argv if not word.startswith("-")), None)
     if chosen is not None and chosen not in COMMANDS:
         raise OptionError(unknown("command", chosen, COMMANDS))
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and chosen is not None:
-        raise OptionError(unknown(f"option of {chosen}", rest[0].split("=")[0], _options(chosen)))
-    return arguments
+    known = _options(chosen)
+    for word in takewhile(lambda word: word != "--", argv):
+        option = word.split("=")[0]
+        if option.startswith("--") and option not in known:
+            raise OptionError(unknown(f"option of {chosen or 'sbi-dgm'}", option, known))
+    return parser.parse_args(argv)
 
 
-def _options(command: str) -> list[str]:
-    parser = argparse.ArgumentParser(add_help=False)
-    COMMANDS[command][1](parser)
-    return [word for word in parser.format_usage().replace("[", " ").replace("]", " ").split() if word.startswith("-")]
+def _options(command: str | None) -> list[str]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--debug")
+    if command is not None:
+        COMMANDS[command][1](parser)
+    return list(parser._option_string_actions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

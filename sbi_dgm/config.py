@@ -58,9 +58,11 @@ def _toml(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileError(f"{path} is no TOML: {error}.") from None
-    for table in content:
+    for table, values in content.items():
         if table not in TABLES:
             raise OptionError(f"{path}: {unknown('table', table, TABLES)}")
+        if not isinstance(values, Mapping):
+            raise OptionError(f"{path}: {table} = {values!r} must be a table, [{table}] with lines of key = value.")
     return content
 
 
@@ -80,4 +82,4 @@ def _word(word: str) -> tuple[str, str, Any]:
 def _named(kind: str, table: options.Table, content: Mapping[str, Any], default: str) -> Any:
     values = {key: value for key, value in content.items() if key != "name"}
     nested = {k: _named(kind, table, v, default) if isinstance(v, Mapping) else v for k, v in values.items()}
-    return options.make(kind, table, content.get("name", default), **nested)
+    return options.make(kind, table, str(content.get("name", default)), **nested)

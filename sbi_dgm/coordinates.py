@@ -103,11 +103,17 @@ def snap(v: Array, coordinates: Coordinates, dtype: DTypeLike) -> Array:
     """V with entries within 4 ulp (of `dtype`) of a finite edge put onto it, from either side."""
     for edge in (coordinates.low, coordinates.high):
         finite = np.where(np.isfinite(edge), edge, 0.0)
-        near = np.abs(v - finite) <= 4 * np.spacing(np.abs(finite).astype(dtype)).astype(float)
+        ulp = np.spacing(np.abs(finite).astype(dtype)).astype(float)
+        reach = np.where(finite == 0, 4 * ulp, np.minimum(4 * ulp, np.abs(finite) / 2))  # the least number > 0 is not 0
+        near = np.abs(v - finite) <= reach
         v = np.where(np.isfinite(edge) & near, finite, v)
     return v
 
 
 def inside(v: Array, coordinates: Coordinates) -> np.ndarray:
-    """Which entries (..., D) are finite and within the bounds."""
+    """Which entries (..., D) are finite and within the bounds; of a cube's, which fall inside the unit cube."""
+    if isinstance(coordinates, Cube):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            u = coordinates.to_cube(v)
+        return np.isfinite(v) & (u > 0) & (u < 1)
     return np.isfinite(v) & (v >= coordinates.low) & (v <= coordinates.high)

@@ -10,8 +10,10 @@ float64's resolution.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from math import erfc, inf, log, pi, sqrt
+from sys import float_info
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +25,7 @@ from sbi_dgm.errors import PriorError, unknown
 Array = NDArray[np.float64]
 
 EDGE = 8.2  # |z| of a closed edge
+FAR = 1e-200  # the smallest tail asked of a `ppf` (|z| = 30): an open edge is never reached
 LOG_ROOT_2PI = 0.5 * log(2 * pi)
 
 
@@ -63,7 +66,7 @@ class Distribution(ABC):
 
     def from_normal(self, z: Array) -> Array:
         """V of z: the inverse of `to_normal`, never outside the support."""
-        tail = ndtr(-np.abs(z))
+        tail = np.maximum(ndtr(-np.abs(z)), FAR)
         return np.clip(np.where(z < 0, self.ppf(tail), self.isf(tail)), self.low, self.high)
 
 
@@ -84,8 +87,8 @@ class _Named(Distribution):
 class Uniform(_Named):
     """Constant density 1 / (high - low) on [low, high].
 
-    >>> Uniform(0.1, 0.5).to_normal(np.array([0.3])).tolist()
-    [0.0]
+    >>> Uniform(0.1, 0.5).to_normal(np.array([0.1, 0.5])).tolist()
+    [-8.2, 8.2]
     """
 
     low: float
@@ -200,7 +203,7 @@ class LogNormal(_Named):
         return self._log.to_normal(np.log(v))
 
     def from_normal(self, z: Array) -> Array:
-        return np.exp(self._log.from_normal(z))
+        return np.exp(np.clip(self._log.from_normal(z), log(self.low), log(float_info.max)))
 
     def cdf(self, v: Array) -> Array:
         return self._log.cdf(np.log(v))
@@ -309,14 +312,18 @@ class Scipy(_Frozen):
     """
 
     def __init__(self, frozen: Any) -> None:
-        from scipy.stats import rv_continuous
+        from scipy import stats
 
+        kind = getattr(frozen, "dist", None)
         _require(
-            isinstance(getattr(frozen, "dist", None), rv_continuous),
+            isinstance(kind, stats.rv_continuous) and type(kind) is type(getattr(stats, kind.name, None)),
             f"{frozen!r} is no prior: give one of this library, or a frozen continuous distribution of scipy.stats.",
         )
         self.frozen = frozen
-        self.low, self.high = (float(edge) for edge in frozen.support())
+        low, high = frozen.support()
+        numbers = f"scipy.stats.{frozen.dist.name} with {frozen.args} and {frozen.kwds}"
+        _require(np.ndim(low) == 0 and bool(low < high), f"{numbers} is no distribution of one number.")
+        self.low, self.high = float(low), float(high)
 
     def describe(self) -> dict[str, Any]:
         numbers = [float(a) for a in self.frozen.args]
@@ -345,17 +352,15 @@ def restore(description: dict[str, Any]) -> Distribution:
     >>> restore({"uniform": [0.1, 0.5]})
     Uniform(low=0.1, high=0.5)
     """
-    if len(description) != 1:
+    if not isinstance(description, dict) or len(description) != 1:
         raise PriorError(f"a prior is one name with its numbers, such as {{'uniform': [0, 1]}}; not {description!r}.")
     ((name, numbers),) = description.items()
-    if name == "scipy":
-        return _restore_scipy(*numbers)
     if name == "circular":
         raise PriorError("a circular prior needs a periodic family, and none exists yet: use uniform on one period.")
-    if name not in DISTRIBUTIONS:
-        raise PriorError(unknown("prior", name, [*DISTRIBUTIONS, "scipy"]))
+    if name not in RESTORED:
+        raise PriorError(unknown("prior", name, RESTORED))
     try:
-        return DISTRIBUTIONS[name](*numbers)
+        return RESTORED[name](*numbers)
     except TypeError as error:
         raise PriorError(f"prior {name} with {numbers!r}: {error}.") from None
 
@@ -368,6 +373,9 @@ def _restore_scipy(name: str, *numbers: Any) -> Distribution:
         raise PriorError(f"scipy.stats has no continuous distribution named {name!r}.")
     arguments, keywords = (numbers[:-1], numbers[-1]) if numbers and isinstance(numbers[-1], dict) else (numbers, {})
     return Scipy(kind(*arguments, **keywords))
+
+
+RESTORED: dict[str, Callable[..., Distribution]] = {**DISTRIBUTIONS, "scipy": _restore_scipy}
 
 
 def standard_normal_log_prob(z: Array) -> Array:

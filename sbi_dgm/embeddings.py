@@ -1,10 +1,11 @@
 """From observables to the context vector of an estimator: scale each, then embed them together.
 
-`"auto"` takes vectors and numbers as they are (`Flatten`). `MLP` learns a summary of fewer numbers. Any
-`torch.nn.Module` serves as well: it gets the scaled observable (B, *shape), or a dict of them where there are
-several, and returns (B, C).
+`"auto"` takes up to 16 numbers as they are (`Flatten`) and learns a summary of more (`MLP`): a bottleneck that all
+layers of a flow share fits less of the noise. Any `torch.nn.Module` serves as well: it gets the scaled observable
+(B, *shape), or a dict of them where there are several, and returns (B, C).
 """
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,15 +26,15 @@ Observables = Mapping[str, Observable]
 class Embedding(Options):
     """The options of an embedding: frozen defaults, and `build`."""
 
-    def build(self, observables: Observables) -> nn.Module:
-        """A module from scaled observables by name, each (B, *shape), to (B, C)."""
+    def build(self, observables: Observables, dimension: int) -> nn.Module:
+        """A module from scaled observables by name, each (B, *shape), to (B, C), for D = `dimension` parameters."""
         raise NotImplementedError
 
 
 class Flatten(Embedding):
     """All observables side by side, as one vector; nothing is learned."""
 
-    def build(self, observables: Observables) -> nn.Module:
+    def build(self, observables: Observables, dimension: int) -> nn.Module:
         return _Flatten()
 
 
@@ -46,19 +47,35 @@ class MLP(Embedding):
     """A learned summary of the flattened observables by a residual network.
 
     Attributes:
-        features: length of the summary.
+        features: length of the summary; None is twice the number of parameters, but at least 8.
         hidden: width of the network.
         blocks: its number of residual blocks.
 
     """
 
-    features: int = Field(default=32, ge=1)
+    features: int | None = Field(default=None, ge=1)
     hidden: int = Field(default=128, ge=1)
     blocks: int = Field(default=2, ge=0)
 
-    def build(self, observables: Observables) -> nn.Module:
-        size = sum(o.size for o in observables.values())
-        return nn.Sequential(_Flatten(), ResidualMLP(size, self.features, hidden=self.hidden, blocks=self.blocks))
+    def build(self, observables: Observables, dimension: int) -> nn.Module:
+        features = self.features or max(8, 2 * dimension)
+        return nn.Sequential(
+            _Flatten(), ResidualMLP(_size(observables), features, hidden=self.hidden, blocks=self.blocks)
+        )
+
+
+class Auto(Embedding):
+    """`Flatten` for up to `limit` numbers, `MLP` for more."""
+
+    limit: int = Field(default=16, ge=0)
+
+    def build(self, observables: Observables, dimension: int) -> nn.Module:
+        chosen = Flatten() if _size(observables) <= self.limit else MLP()
+        return chosen.build(observables, dimension)
+
+
+def _size(observables: Observables) -> int:
+    return sum(o.size for o in observables.values())
 
 
 class External(nn.Module):
@@ -100,7 +117,8 @@ class Summary(nn.Module):
 
 
 EMBEDDINGS: options.Table = {
-    "auto": ("sbi_dgm.embeddings", "Flatten"),
+    "auto": ("sbi_dgm.embeddings", "Auto"),
+    "flatten": ("sbi_dgm.embeddings", "Flatten"),
     "mlp": ("sbi_dgm.embeddings", "MLP"),
 }
 
@@ -123,6 +141,8 @@ def restore(description: Mapping[str, Any], external: nn.Module | None = None) -
     return external
 
 
-def build(embedding: "Embedding | nn.Module", observables: Observables) -> nn.Module:
-    """The module of an embedding's options, or the user's module itself."""
-    return External(embedding) if isinstance(embedding, nn.Module) else embedding.build(observables)
+def build(embedding: "Embedding | nn.Module", observables: Observables, dimension: int) -> nn.Module:
+    """The module of an embedding's options, or a copy of the user's module, which stays as it was."""
+    if isinstance(embedding, nn.Module):
+        return External(copy.deepcopy(embedding))
+    return embedding.build(observables, dimension)

@@ -17,8 +17,11 @@ def describe(path: str | Path) -> str:
     path = require_file(path)
     if not h5py.is_hdf5(path):
         return _posterior(path)
-    with h5py.File(path, "r") as file:
-        kind = "samples" if "posterior" in file else "simulations" if "theta" in file else ""
+    try:
+        with h5py.File(path, "r") as file:
+            kind = "samples" if "posterior" in file else "simulations" if "theta" in file else ""
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"{path} is no readable HDF5 file: {str(error).splitlines()[0]}.") from None
     if not kind:
         raise FileError(f"{path} is HDF5, but holds neither simulations nor samples of sbi_dgm.")
     return _samples(path) if kind == "samples" else _simulations(path)

@@ -44,7 +44,7 @@ class Options(BaseModel):
 Table = Mapping[str, tuple[str, str]]  # name -> (module, options class), imported when asked for
 
 
-def make(kind: str, table: Table, name: str, **values: Any) -> Any:
+def make(kind: str, table: Table, name: str, /, **values: Any) -> Any:
     """The options object called `name` in `table`; `kind` is the word for error messages."""
     if name not in table:
         raise OptionError(unknown(kind, name, table))

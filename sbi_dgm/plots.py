@@ -24,12 +24,13 @@ def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[f
 
     """
     size = max(4.0, 2.3 * len(titles))
-    figure = Figure(figsize=(size, size), layout="constrained" if len(titles) == 1 else None)
+    figure = Figure(figsize=(size, size))
     everything = np.concatenate(list(layers.values()))
     spans = [tuple(span) for span in np.quantile(everything, [0.0005, 0.9995], axis=0).T]
     for position, (draws, colour) in enumerate(zip(layers.values(), COLOURS, strict=False)):
         corner_package.corner(
             draws,
+            weights=np.full(len(draws), 1 / len(draws)),
             fig=figure,
             labels=list(titles),
             range=spans,
@@ -42,11 +43,16 @@ def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[f
             plot_density=False,
             fill_contours=position == 0,
             no_fill_contours=position > 0,
-            hist_kwargs={"density": True, "linewidth": 1.6, "linestyle": "-" if position == 0 else "--"},
+            hist_kwargs={"linewidth": 1.6, "linestyle": "-" if position == 0 else "--"},
             contour_kwargs={"linewidths": 1.4, "linestyles": "-" if position == 0 else "--"},
-            truths=None if truth is None else list(truth),
+            truths=None if truth is None or len(titles) == 1 else list(truth),
             truth_color=GREY,
             max_n_ticks=4,
+        )
+    if len(titles) == 1:  # here corner neither sets margins nor marks a truth
+        figure.set_layout_engine("constrained")
+        figure.axes[0].vlines(
+            [] if truth is None else truth, 0, 1, GREY, transform=figure.axes[0].get_xaxis_transform()
         )
     handles = [
         Line2D([], [], color=c, ls="-" if i == 0 else "--", label=n)

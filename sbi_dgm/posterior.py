@@ -218,17 +218,30 @@ class Posterior:
             a = np.asarray(given[name])
             single.add(a.shape == observable.shape)
             if observable.shape not in (a.shape, a.shape[1:]):
-                expected = f"{observable.shape} for one observation or (B, *{observable.shape}) for a stack"
+                expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
                 raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
-            if a.dtype.kind not in "fiub" or not np.isfinite(a).all():
-                where = np.argwhere(~np.isfinite(a))[0].tolist() if a.dtype.kind == "f" else "dtype"
-                raise ObservationError(
-                    f"observable {name!r} has an entry that is no finite number ({where}): repair it."
-                )
-            arrays[name] = (a if a.ndim > len(observable.shape) else a[None]).astype(self.model.dtypes[name])
+            arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], self.model.dtypes[name])
         if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
             raise ObservationError("the observables disagree on the number of observations.")
         return {name: arrays[name] for name in known}, single.pop()
+
+
+def _cast(name: str, stack: np.ndarray, dtype: str) -> np.ndarray:
+    """The observable in the dtype of the training data; what that cannot hold is refused."""
+    if stack.dtype.kind not in "fiub":
+        raise ObservationError(f"observable {name!r} has dtype {stack.dtype}: give real numbers.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = stack.astype(dtype)
+    bad = ~(np.isfinite(stack) & np.isfinite(cast))
+    if cast.dtype.kind != "f":
+        bad |= cast != stack
+    if bad.any():
+        where = np.argwhere(bad)[0].tolist()
+        raise ObservationError(
+            f"observable {name!r} has an entry that is no finite number in {cast.dtype} "
+            f"(observation {where[0]}, entry {where[1:]}: {stack[tuple(where)]}): repair it."
+        )
+    return cast
 
 
 def _numpy(tensor: Tensor) -> Array:

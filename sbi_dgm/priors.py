@@ -14,7 +14,7 @@ from scipy.special import ndtri
 
 from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, inside, snap
 from sbi_dgm.distributions import Array, standard_normal_log_prob
-from sbi_dgm.errors import ExternalError, PriorError
+from sbi_dgm.errors import ExternalError, PriorError, unknown
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.seeds import fresh, numpy_generator
 
@@ -85,9 +85,10 @@ class Prior:
         if bad.any():
             row, column = np.argwhere(bad)[0]
             low, high = self.coordinates.low[column], self.coordinates.high[column]
+            where = "'s support" if isinstance(self.coordinates, Cube) else f" [{low:g}, {high:g}]"
             raise PriorError(
-                f"theta row {row}: {self.names[column]} = {theta[row, column]!r} is outside its prior "
-                f"[{low:g}, {high:g}] ({int(bad.any(-1).sum())} of {len(theta)} rows are): "
+                f"theta row {row}: {self.names[column]} = {float(theta[row, column])} is outside its prior"
+                f"{where} ({int(bad.any(-1).sum())} of {len(theta)} rows are): "
                 "correct the prior or drop them."
             )
 
@@ -102,6 +103,9 @@ class Prior:
         return Prior([self.parameters[i] for i in self._positions(names)])
 
     def _positions(self, names: Sequence[str]) -> list[int]:
+        for name in names:
+            if name not in self.names:
+                raise PriorError(unknown("parameter", name, self.names))
         return [self.names.index(name) for name in names]
 
     def describe(self) -> dict[str, Any]:
@@ -134,6 +138,9 @@ class MultivariateNormal(Prior):
                 f"{d} parameters need mean ({d},) and covariance ({d}, {d}); "
                 f"got {self.mean.shape} and {self.covariance.shape}."
             )
+        finite = np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()
+        if not (finite and np.allclose(self.covariance, self.covariance.T, atol=1e-12 * np.abs(self.covariance).max())):
+            raise PriorError("a multivariate normal needs a finite mean and a finite, symmetric covariance.")
         self.coordinates = Affine(self.mean, self.covariance)
 
     def marginal(self, names: Sequence[str]) -> Prior:
@@ -152,7 +159,7 @@ class PriorTransform(Prior):
     Args:
         parameters: parameters or names.
         from_cube: u (..., D) in [0, 1]^D -> theta (..., D), such that uniform u give draws of the prior.
-        to_cube: its inverse.
+        to_cube: its inverse; outside the support it is outside the open cube, or not a number.
 
     """
 

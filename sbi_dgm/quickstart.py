@@ -39,7 +39,7 @@ def quickstart(
     """
     folder = Path(folder)
     refuse_existing(folder, overwrite)
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     problem: Any = _find()
     say(f"Real data: {len(problem.observed['mu'])} distance moduli of type-Ia supernovae (JLA). Model: flat wCDM.")
     write_text(folder / "observed.txt", "".join(f"{value:.12e}\n" for value in problem.observed["mu"]))
@@ -61,6 +61,14 @@ def quickstart(
     say(f"Everything is in {folder}/: look at corner.png. The same, step by step:\n")
     say(STEPS.format(folder="my", rows=ROWS, draws=DRAWS).replace("my/observed", f"{folder}/observed"))
     return samples, report
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier quickstart made, and nothing else."""
+    for name in ("run", "report", "simulations.h5.shards"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("simulations.h5", "observed.txt", "samples.h5", "comparison.csv", "corner.png"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _find() -> Any:

@@ -12,7 +12,7 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.diagnostics import calibration
 from sbi_dgm.distributions import Array
-from sbi_dgm.errors import DataError, OptionError
+from sbi_dgm.errors import DataError, OptionError, unknown
 from sbi_dgm.files import atomic, write_json
 from sbi_dgm.seeds import numpy_generator
 
@@ -137,6 +137,9 @@ def calibrate(
             f"{len(rows)} held-out rows: at least {MIN_ROWS} are needed; simulate more, or train with a test split."
         )
     rows = np.sort(rng.choice(rows, min(max_rows, len(rows)), replace=False))
+    for name in posterior.names:
+        if name not in data.names:
+            raise DataError(f"the simulations have no {unknown('parameter', name, data.names)}")
     columns = [data.names.index(name) for name in posterior.names]
     theta = data.theta[rows][:, columns]
     ranks, credibility, log_prob = _judge(posterior, theta, data.x(rows), draws, rng, progress)
@@ -147,15 +150,18 @@ def calibrate(
 
 
 def held_out(posterior: Judged, data: Simulations) -> np.ndarray:
-    """The valid rows of `data` that `posterior` was not trained on."""
+    """The valid rows of `data` that `posterior` was not trained on, nor on others of their groups."""
     record = getattr(posterior, "record", {})
     trained = record.get("data", {})
     valid = np.flatnonzero(data.valid)
     known = trained.get("rows", 0)
     if not 0 < known <= len(data) or data.fingerprint(known) != trained["fingerprint"]:
         return valid
-    test = data.split(SplitRule(**record["split"]), known).test
-    return np.concatenate([test, valid[valid >= known]])
+    parts, new = data.split(SplitRule(**record["split"]), known), valid[valid >= known]
+    if "group" in data.columns:
+        group = np.asarray(data.columns["group"][:])
+        new = new[~np.isin(group[new], group[np.concatenate([parts.train, parts.validation])])]
+    return np.concatenate([parts.test, new])
 
 
 def _judge(

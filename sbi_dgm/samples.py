@@ -77,6 +77,8 @@ class Samples:
     def _one(self) -> Array:
         if self.array.ndim != 2:
             raise ObservationError(f"draws for {len(self.array)} observations: choose one with .observation(i).")
+        if not len(self):
+            raise ObservationError("there are no draws: ask for more than 0.")
         return self.array
 
     def summary(self) -> pd.DataFrame:
@@ -163,7 +165,8 @@ class Samples:
         log_prob = group["log_prob"][0] if "log_prob" in group else None
         if stack.ndim == 3:
             stack, log_prob = np.moveaxis(stack, 1, 0), None if log_prob is None else log_prob.T
-        return cls(stack, parameters, log_prob, group.attrs["bounds"])
+        bounds = group.attrs["bounds"]
+        return cls(stack, parameters, log_prob, None if np.isnan(bounds).all() else bounds)
 
     def to_arviz(self) -> Any:
         """An `arviz` inference object (needs the package arviz)."""

@@ -53,7 +53,11 @@ def lending(seed: int, *keys: int, device: "torch.device | str" = "cpu") -> Iter
 
     place = torch.device(device)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        torch.manual_seed(_state(seed, *keys))
+        state = _state(seed, *keys)
+        torch.default_generator.manual_seed(state)  # torch.manual_seed would touch every device
+        if place.type == "cuda":
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(state)
         yield
 
 

@@ -89,13 +89,16 @@ def _evaluate(xi: Tensor, at: _Bin) -> tuple[Tensor, Tensor]:
 
 
 def _solve(rise: Tensor, at: _Bin) -> Tensor:
-    """Equations (6) to (8): xi where the curve has risen by `rise`, with one Newton step."""
+    """Equations (6) to (8): xi where the curve has risen by `rise`, with one Newton step, which alone has a gradient.
+
+    The step's gradient is that of the implicit function, exactly; the root's would be infinite at zero.
+    """
     s = at.h / at.w
     bend = rise * (at.d0 + at.d1 - 2 * s)
     a = at.h * (s - at.d0) + bend
     b = at.h * at.d0 - bend
     c = -s * rise
-    xi = (2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())).clamp(0, 1)
+    xi = (2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())).clamp(0, 1).detach()
     value, slope = _evaluate(xi, at)
     return (xi - (value - rise) / (slope * at.w)).clamp(0, 1)
 

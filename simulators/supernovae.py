@@ -19,7 +19,7 @@ from importlib.resources import files
 
 import numpy as np
 from scipy.linalg import cho_solve
-from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.special import log_ndtr
 
 from sbi_dgm.distributions import Uniform
 from sbi_dgm.parameters import Observable, Parameter
@@ -71,6 +71,8 @@ class Supernovae:
         integrated over its prior's range in closed form, a cell is drawn, theta is uniform within it, and M
         is drawn from its truncated normal there.
         """
+        from scipy.stats import truncnorm  # slow to import
+
         low, high = (np.asarray(edge) for edge in (self.prior.coordinates.low, self.prior.coordinates.high))
         width = (high[:2] - low[:2]) / cells
         centres = [low[i] + width[i] * (np.arange(cells) + 0.5) for i in range(2)]
@@ -80,9 +82,9 @@ class Supernovae:
         pick = rng.choice(len(grid), n, p=weight / weight.sum())
         shape = grid[pick] + rng.uniform(-0.5, 0.5, (n, 2)) * width
         _, mean, scale = self._marginal(shape, x, low[2], high[2])
-        left, right = ndtr((low[2] - mean) / scale), ndtr((high[2] - mean) / scale)
-        offset = mean + scale * ndtri(left + (right - left) * rng.uniform(size=n))
-        return np.column_stack([shape, offset])
+        left, right = (low[2] - mean) / scale, (high[2] - mean) / scale
+        offset = mean + scale * truncnorm.ppf(rng.uniform(size=n), left, right)
+        return np.column_stack([shape, np.clip(offset, low[2], high[2])])
 
     def _marginal(self, shape: np.ndarray, x: np.ndarray, low: float, high: float) -> tuple[np.ndarray, ...]:
         """Ln of the integral of the likelihood over M (up to a constant), and the mean and sd of M."""

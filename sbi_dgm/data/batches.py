@@ -51,8 +51,8 @@ class Shuffled:
         seed: of the order, with the keys of its stream.
 
     >>> batches = Shuffled(Rows(torch.arange(10.0)[:, None], {}), 4, 0)
-    >>> batches.per_epoch, sorted(torch.cat([batches[0].z, batches[1].z]).flatten().tolist())[:2]
-    (2, [0.0, 2.0])
+    >>> batches.per_epoch, len(set(torch.cat([batches[0].z, batches[1].z]).flatten().tolist()))
+    (2, 8)
 
     """
 

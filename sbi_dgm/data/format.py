@@ -163,7 +163,7 @@ class StoredColumn:
         except OSError as error:
             first, last, _ = rows.indices(self.shape[0])
             raise DataError(
-                f"{self.handle.path}: dataset {self.name!r}, rows {first} to {last}, cannot be read: its checksum "
+                f"{self.handle.path}: dataset {self.name!r}, rows {first} to {last - 1}, cannot be read: its checksum "
                 f"fails or the file is cut ({str(error).splitlines()[0]}). Restore the file from a copy."
             ) from None
 
@@ -182,7 +182,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Column]]:
         _check_attributes(path, attributes)
         columns = _columns(handle)
         header = Header.restore(attributes)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{path} is no readable simulation file: {str(error).splitlines()[0]}.") from None
     _check_shapes(path, header, columns)
     return header, columns

@@ -1,7 +1,9 @@
 """Observations from files: a row of a simulation file, `.npy`, `.npz`, CSV or plain text."""
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -34,8 +36,8 @@ def read_observation(
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _text(path)
-    except (ValueError, OSError) as error:
-        raise FileError(f"{path} holds no array of numbers: {str(error).splitlines()[0]}.") from None
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        raise FileError(f"{path} holds no array of numbers: {str(error).splitlines()[0].rstrip('.')}.") from None
     if len(observables) != 1:
         raise ObservationError(
             f"{path} holds one array, but {len(observables)} observables are needed: give an .npz by name."
@@ -53,4 +55,7 @@ def _from_simulations(path: Path, row: int | None) -> dict[str, np.ndarray]:
 
 
 def _text(path: Path) -> np.ndarray:
-    return np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)
+    text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise ValueError("it is empty")
+    return np.loadtxt(text.splitlines(), delimiter="," if path.suffix == ".csv" else None)

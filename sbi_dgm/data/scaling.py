@@ -63,8 +63,10 @@ def standardise(name: str, column: Column, rows: np.ndarray) -> Standardise:
 
     """
     scaler = Standardise(column.shape[1:] if len(column.shape) <= 2 else ())
-    sample = gather(column, rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))])
-    low, left, median, right, high = np.quantile(_entries(sample), LEVELS, axis=0)
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]
+    sample = _entries(gather(column, chosen))
+    _check_finite(name, sample, chosen)
+    low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
     heavy = (high - low) > HEAVY * (right - left)
     heavy &= right > left
     scaler.heavy = torch.as_tensor(heavy)

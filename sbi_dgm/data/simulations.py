@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sbi_dgm.coordinates import snap
 from sbi_dgm.data import format as layout
 from sbi_dgm.data.format import Column, Header
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
@@ -80,19 +81,21 @@ class Simulations:
                 split; `split`, 0 to train, 1 to validate, 2 to test.
 
         """
-        theta = np.asarray(theta, np.float64)
         arrays = {name: np.asarray(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
+        given = {"theta": np.asarray(theta)} | {f"x/{name}": a for name, a in arrays.items()}
+        given |= {name: np.asarray(a) for name, a in {"valid": valid, **columns}.items() if a is not None}
         for name in columns:
             if name not in _DTYPES:
                 raise OptionError(unknown("column", name, _DTYPES))
-        table = {"theta": theta} | {f"x/{name}": a for name, a in arrays.items()}
-        table |= {name: np.asarray(a, _DTYPES[name]) for name, a in columns.items() if a is not None}
-        _check_columns(table)
-        finite = np.all([_finite_rows(a) for a in arrays.values()], axis=0)
-        table["valid"] = (finite if valid is None else finite & np.asarray(valid, bool)).astype(np.uint8)
-        parameters = prior.parameters if prior else tuple(Parameter(n) for n in _names(names, theta.shape[1]))
+        _check_columns(given)
+        parameters = prior.parameters if prior else tuple(Parameter(n) for n in _names(names, given["theta"].shape[1]))
         shapes = {name: Observable(a.shape[1:]) for name, a in arrays.items()} | dict(observables or {})
         header = Header(parameters, shapes, prior.describe() if prior else None)
+        _check_shapes(header, given)
+        finite = np.all([_finite_rows(a) for a in arrays.values()], axis=0)
+        table = {name: _cast(name, a) if name in columns else a for name, a in given.items()}
+        table["theta"] = _widen(given["theta"], prior)
+        table["valid"] = (finite & given["valid"].astype(bool) if "valid" in given else finite).astype(np.uint8)
         return cls(header, table, prior).checked()
 
     @classmethod
@@ -116,13 +119,18 @@ class Simulations:
 
     def append(self, theta: ArrayLike, x: ArrayLike | Mapping[str, ArrayLike], **described: object) -> "Simulations":
         """Simulations with more rows behind these; where these are a file, the file grows, atomically."""
-        more = type(self).from_arrays(theta, x, prior=self.prior, names=self.names, **described)  # type: ignore[arg-type]
+        described = {"prior": self.prior, "names": self.names, "observables": self.observables, **described}
+        more = type(self).from_arrays(theta, x, **described)  # type: ignore[arg-type]
         strange = set(self.columns) ^ set(more.columns)
         if strange:
             raise DataError(f"rows to append must have the same columns: only one side has {sorted(strange)}.")
+        for name, column in self.columns.items():
+            dtype = more.columns[name].dtype
+            if not np.can_cast(dtype, column.dtype, "same_kind"):
+                raise DataError(f"rows to append: {name} has dtype {dtype}, expected {column.dtype}.")
         total = len(self) + len(more)
         if self.path is None:
-            joined = {n: np.concatenate([c[:], more.columns[n][:]]) for n, c in self.columns.items()}
+            joined = {n: np.concatenate([c[:], more.columns[n][:]], dtype=c.dtype) for n, c in self.columns.items()}
             return type(self)(self.header, joined, self.prior).checked()
         both = [block for part in (self, more) for block in [layout.blocks(part.columns, 0, len(part))]]
         layout.write(self.path, self.header, total, (block for stream in both for block in stream))
@@ -197,15 +205,15 @@ class Simulations:
             self.prior.standardise(theta, self.columns["theta"].dtype)
         return self
 
-    def require_rows(self) -> None:
-        """Raise where there are too few valid rows, or a parameter never changes."""
-        valid, theta = self.valid, self.theta
+    def require_rows(self, names: Sequence[str] | None = None) -> None:
+        """Raise where valid rows are too few, theta is bad, or one of `names` (None: all) never changes."""
+        valid = self.valid
         if valid.sum() < MIN_ROWS:
             raise DataError(f"{int(valid.sum())} of {len(self)} rows are valid: at least {MIN_ROWS} are needed.")
-        constant = np.ptp(theta[valid], axis=0) == 0
-        if constant.any():
-            name = self.names[int(np.argmax(constant))]
-            raise DataError(f"parameter {name!r} is the same in all rows: leave it out with parameters=[...].")
+        constant = np.ptp(self.checked().theta[valid], axis=0) == 0
+        for name, same in zip(self.names, constant, strict=True):
+            if same and (names is None or name in names):
+                raise DataError(f"parameter {name!r} is the same in all rows: leave it out with parameters=[...].")
 
 
 _DTYPES = {"proposal_weight": np.float64, "event_weight": np.float64, "group": np.int64, "split": np.uint8}
@@ -222,23 +230,53 @@ def gather(column: Column, rows: np.ndarray) -> np.ndarray:
 
 
 def _finite_rows(a: np.ndarray) -> np.ndarray:
-    return np.asarray(np.isfinite(a).reshape(len(a), -1).all(-1))
+    return np.asarray(np.isfinite(a).all(axis=tuple(range(1, a.ndim))))
 
 
 def _names(names: Sequence[str] | None, dimension: int) -> list[str]:
     return [f"theta_{i}" for i in range(dimension)] if names is None else list(names)
 
 
+def _widen(theta: np.ndarray, prior: Prior | None) -> Array:
+    """Theta in float64, where narrower floats that round across an edge of the prior lie on that edge."""
+    narrow = theta.dtype.kind == "f" and theta.dtype.itemsize < 8
+    wide = theta.astype(np.float64, copy=False)
+    return snap(wide, prior.coordinates, theta.dtype) if narrow and prior is not None else wide
+
+
+def _cast(name: str, values: np.ndarray) -> np.ndarray:
+    """A column in its dtype, where every row survives that."""
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(_DTYPES[name])
+    bad = (cast != values) | ~np.isfinite(cast) | (cast > 2 if name == "split" else False)
+    if bad.any():
+        row = int(np.argmax(bad))
+        wanted = "0 (train), 1 (validation) or 2 (test)" if name == "split" else f"a finite {cast.dtype}"
+        raise DataError(f"{name} row {row} is {values[row]}: it must be {wanted}.")
+    return cast
+
+
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
     theta = columns["theta"]
-    if theta.ndim != 2:
+    if theta.ndim != 2 or not theta.size:
         raise DataError(f"theta has shape {theta.shape}: give rows of parameters, (N, D).")
     for name, column in columns.items():
-        if len(column) != len(theta):
-            raise DataError(f"theta has {len(theta)} rows and {name} {len(column)}: they must pair up.")
+        if column.shape[:1] != theta.shape[:1]:
+            raise DataError(f"theta has {len(theta)} rows and {name} has shape {column.shape}: they must pair up.")
         if column.dtype.kind not in "fiub":
             raise DataError(f"{name} has dtype {column.dtype}: give real numbers.")
     weight = columns.get("proposal_weight")
     if weight is not None and not (weight > 0).all():
         row = int(np.argmin(weight > 0))
         raise DataError(f"proposal_weight row {row} is {weight[row]}: a ratio of densities is positive.")
+
+
+def _check_shapes(header: Header, columns: Mapping[str, np.ndarray]) -> None:
+    if not header.observables:
+        raise DataError("there is no observable: give x, (N, ...), or several by name.")
+    expected = {"theta": (len(header.names),)} | {f"x/{name}": o.shape for name, o in header.observables.items()}
+    for name, shape in expected.items():
+        if name not in columns:
+            raise DataError(f"{name} is described but not given.")
+        if columns[name].shape[1:] != shape:
+            raise DataError(f"each row of {name} has shape {columns[name].shape[1:]}, expected {shape}.")

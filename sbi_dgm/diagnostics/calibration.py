@@ -21,7 +21,7 @@ class Uniformity(NamedTuple):
 
     Attributes:
         p_value: of no deviation, after correction for the three tests made.
-        shape: "calibrated", or what the strongest of the tests says is wrong.
+        shape: "calibrated", or what is wrong: place or width where their tests see it, else the shape.
 
     """
 
@@ -53,14 +53,13 @@ def uniformity(u: Array, high: str, low: str, outer: str, inner: str, level: flo
 
     """
     spread = (12 * len(u)) ** -0.5
-    shift, width = (u.mean() - 0.5) / spread, (np.abs(2 * u - 1).mean() - 0.5) / spread
-    tests = [
-        (2 * norm.sf(abs(shift)), high if shift > 0 else low),
-        (2 * norm.sf(abs(width)), outer if width > 0 else inner),
-        (kstest(u, "uniform").pvalue, "of the wrong shape"),
-    ]
-    p_value, word = min(tests)
-    p_value = min(1.0, 3 * float(p_value))
+    scores = [((u.mean() - 0.5) / spread, high, low), ((np.abs(2 * u - 1).mean() - 0.5) / spread, outer, inner)]
+    score, above, below = max(scores, key=lambda entry: abs(entry[0]))
+    named, shape = 2 * float(norm.sf(abs(score))), float(kstest(u, "uniform").pvalue)
+    word = above if score > 0 else below
+    if 3 * named >= level and shape < named:
+        word = "of the wrong shape"
+    p_value = min(1.0, 3 * min(named, shape))
     return Uniformity(p_value, word if p_value < level else "calibrated")
 
 

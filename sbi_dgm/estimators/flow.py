@@ -52,7 +52,7 @@ class Flow(Family):
 
     """
 
-    transforms: int = Field(default=5, ge=1)
+    transforms: int = Field(default=3, ge=1)
     layout: Literal["autoregressive", "coupling"] = "autoregressive"
     map: Literal["spline", "affine"] = "spline"
     bins: int = Field(default=8, ge=2, le=64)

@@ -1,0 +1,332 @@
+"""Calibration: the exact posterior passes; a narrow, wide or shifted one is called what it is."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import binom, kstest
+
+import sbi_dgm
+from sbi_dgm.diagnostics import calibration
+from sbi_dgm.distributions import Normal, Uniform
+from sbi_dgm.errors import DataError, OptionError
+from sbi_dgm.estimators.flow import Flow
+from sbi_dgm.loop import Training
+from sbi_dgm.parameters import Parameter
+from sbi_dgm.priors import Prior
+from sbi_dgm.report import LEVEL, Report, calibrate, held_out
+from sbi_dgm.samples import Samples
+from simulators.gaussian_linear import VARIANCE, GaussianLinear
+
+TASK = GaussianLinear()
+SD = (VARIANCE / 2) ** 0.5
+
+
+class Gaussian:
+    """The exact posterior N(x / 2, 0.05 I) of gaussian_linear, `width` times as wide, moved by `shift` of its sd."""
+
+    def __init__(self, width: float = 1.0, shift: float = 0.0, only: int | None = None) -> None:
+        self.names, self.record = list(TASK.prior.names), {}
+        moved = [i for i in range(10) if only in (None, i)]
+        self.width, self.shift = np.ones(10), np.zeros(10)
+        self.width[moved], self.shift[moved] = width, shift * SD
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        mean = x["x"] / 2 + self.shift
+        noise = np.random.default_rng(seed).normal(size=(len(mean), n, 10))
+        draws = mean[:, None] + SD * self.width * noise
+        return Samples(draws, TASK.prior.parameters, self._log_prob(noise))
+
+    def log_prob(self, theta, x):
+        return self._log_prob((theta - x["x"] / 2 - self.shift) / (SD * self.width))
+
+    def _log_prob(self, u):
+        return -0.5 * (u**2).sum(-1) - np.log(SD * self.width * np.sqrt(2 * np.pi)).sum()
+
+
+class Ignorant(Gaussian):
+    """The prior itself, whatever x says: true, if useless."""
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        draws = TASK.prior.sample(n * len(x["x"]), seed).reshape(-1, n, 10)
+        return Samples(draws, TASK.prior.parameters, TASK.prior.log_prob(draws))
+
+    def log_prob(self, theta, x):
+        return TASK.prior.log_prob(theta)
+
+
+def simulations(rows: int = 600, seed: int = 1) -> sbi_dgm.Simulations:
+    theta = TASK.prior.sample(rows, seed)
+    return sbi_dgm.Simulations.from_arrays(theta, TASK(theta, np.random.default_rng(1000 + seed)), prior=TASK.prior)
+
+
+DATA = simulations()
+
+
+def judge(posterior, data: sbi_dgm.Simulations = DATA, **options) -> Report:
+    return calibrate(posterior, data, **({"draws": 200, "progress": False} | options))
+
+
+def findings(report: Report) -> set[str]:
+    return {entry["finding"] for entry in report.parameters.values()}
+
+
+def check_exact(report: Report) -> None:
+    assert report.verdict == "calibrated", report.verdict
+    assert report.calibrated
+    assert findings(report) == {"calibrated"}
+    assert report.regions["finding"] == "calibrated"
+    for level, covered in report.coverage.items():
+        nominal = float(level.rstrip("%")) / 100
+        assert abs(covered - nominal) < 4 * (nominal * (1 - nominal) / report.rows) ** 0.5
+    assert kstest(report.ranks.ravel(), "uniform").pvalue > 1e-4
+
+
+def test_the_exact_posterior_is_calibrated():
+    check_exact(judge(Gaussian()))
+    with pytest.raises(AssertionError):
+        check_exact(judge(Gaussian(width=0.85)))
+
+
+def test_too_narrow_by_15_percent_is_overconfident():
+    report = judge(Gaussian(width=0.85))
+    assert report.verdict.startswith("overconfident")
+    assert not report.calibrated
+    assert report.regions["finding"] == "overconfident"
+    assert findings(report) <= {"overconfident", "calibrated"}
+    assert "overconfident" in findings(report)
+    assert all(covered < float(level.rstrip("%")) / 100 - 0.04 for level, covered in report.coverage.items())
+
+
+def test_too_wide_by_15_percent_is_underconfident():
+    report = judge(Gaussian(width=1.15))
+    assert report.verdict.startswith("underconfident")
+    assert report.regions["finding"] == "underconfident"
+    assert findings(report) <= {"underconfident", "calibrated"}
+    assert report.coverage["50%"] > 0.6
+
+
+@pytest.mark.parametrize(("width", "word"), [(0.02, "overconfident"), (0.3, "overconfident"), (50, "underconfident")])
+def test_a_gross_error_of_the_width_is_named_alike(width, word):
+    report = judge(Gaussian(width=width))
+    assert report.regions["finding"] == word
+    assert findings(report) == {word}
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(-0.3, "biased low"), (0.3, "biased high"), (-20, "biased low"), (20, "biased high")]
+)
+def test_a_shift_by_a_third_of_the_sd_or_more_is_a_bias_in_its_direction(shift, words):
+    """Low: the posterior lies below the truth."""
+    report = judge(Gaussian(shift=shift))
+    assert findings(report) == {words}
+    assert not report.calibrated
+
+
+def test_the_parameter_that_is_wrong_is_named_and_no_other():
+    """Half as wide in theta_4 only."""
+    report = judge(Gaussian(width=0.5, only=3))
+    assert report.parameters["theta_4"]["finding"] == "overconfident"
+    assert [n for n, entry in report.parameters.items() if entry["finding"] != "calibrated"] == ["theta_4"]
+    assert "theta_4 overconfident" in report.verdict
+
+
+def test_the_prior_is_calibrated_and_its_log_prob_says_how_little_it_knows():
+    """Ranks cannot tell: the prior is the posterior of an observation that tells nothing. Its mean ln q can."""
+    report, exact = judge(Ignorant()), judge(Gaussian())
+    assert report.verdict == "calibrated"
+    gain = exact.log_prob["mean"] - report.log_prob["mean"]
+    error = 4 * np.hypot(exact.log_prob["standard_error"], report.log_prob["standard_error"])
+    assert abs(gain - 5 * np.log(2)) < error, "ten parameters, each with half the prior's variance"
+
+
+def test_log_prob_of_the_truth_is_the_mean_over_rows():
+    """-5 ln(2 pi e 0.05) for the exact posterior, within 4 standard errors, which is sqrt(5 / rows)."""
+    found = judge(Gaussian()).log_prob
+    assert found["standard_error"] == pytest.approx((5 / 600) ** 0.5, rel=0.15)
+    assert abs(found["mean"] + 5 * np.log(2 * np.pi * np.e * SD**2)) < 4 * found["standard_error"]
+
+
+def check_false_alarms(shift: float, repetitions: int = 200) -> None:
+    """A calibrated posterior is accused with a probability of LEVEL at most: 99.9 % point of the binomial."""
+    prior, alarms = Prior([Parameter("a", Normal(0, 1)), Parameter("b", Uniform(0, 1))]), 0
+    for seed in range(repetitions):
+        theta = prior.sample(60, seed)
+        data = sbi_dgm.Simulations.from_arrays(theta, np.zeros((60, 1)), prior=prior)
+        alarms += not calibrate(Constant(prior, shift), data, draws=60, seed=seed, progress=False).calibrated
+    assert alarms <= binom.ppf(0.999, repetitions, LEVEL), f"{alarms} false alarms in {repetitions}"
+
+
+class Constant:
+    """Draws of a prior that x does not change, moved by `shift`."""
+
+    def __init__(self, prior: Prior, shift: float) -> None:
+        self.prior, self.names, self.shift = prior, list(prior.names), shift
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        draws = self.prior.sample(n * len(x["x"]), seed).reshape(len(x["x"]), n, -1)
+        return Samples(draws + self.shift, self.prior.parameters, self.prior.log_prob(draws))
+
+    def log_prob(self, theta, x):
+        return np.nan_to_num(self.prior.log_prob(theta - self.shift), neginf=-1e9)
+
+
+def test_false_alarms_are_as_rare_as_said():
+    check_false_alarms(shift=0.0)
+    with pytest.raises(AssertionError):
+        check_false_alarms(shift=0.2, repetitions=40)
+
+
+def test_p_values_of_uniform_ranks_are_not_too_small():
+    """P(p < level) <= level (1.5 for the asymptotics), within binomial error over 4000 repetitions of 50 ranks."""
+    u = np.random.default_rng(0).uniform(size=(4000, 50))
+    p = np.array([calibration.parameter_uniformity(row, 0.01).p_value for row in u])
+    for level in (0.01, 0.05):
+        assert (p < level).sum() <= binom.ppf(0.999, 4000, 1.5 * level)
+
+
+def test_ranks_count_the_draws_below():
+    rng = np.random.default_rng(0)
+    draws = np.arange(9.0)[None, :, None] + np.zeros((1000, 9, 1))
+    u = calibration.ranks(np.full((1000, 1), 3.5), draws, rng)[:, 0]
+    assert u.min() >= 0.4
+    assert u.max() <= 0.5
+    assert kstest(u, "uniform", (0.4, 0.1)).pvalue > 1e-4
+
+
+def test_ranks_share_ties_at_random():
+    """Truth and draws on a grid of three values: ranks stay uniform."""
+    rng = np.random.default_rng(1)
+    u = calibration.ranks(rng.integers(3, size=(4000, 1)), rng.integers(3, size=(4000, 7, 1)), rng)
+    assert kstest(u[:, 0], "uniform").pvalue > 1e-4
+    constant = calibration.ranks(np.zeros((4000, 1)), np.zeros((4000, 7, 1)), rng)
+    assert kstest(constant[:, 0], "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("u", "shape"),
+    [
+        (0.8 + 0.2 * np.random.default_rng(0).uniform(size=300), "biased low"),
+        (0.2 * np.random.default_rng(0).uniform(size=300), "biased high"),
+        (np.random.default_rng(0).beta(0.5, 0.5, 300), "overconfident"),
+        (np.random.default_rng(0).beta(3, 3, 300), "underconfident"),
+        (np.random.default_rng(0).uniform(size=300), "calibrated"),
+    ],
+)
+def test_shapes_of_ranks_have_names(u, shape):
+    assert calibration.parameter_uniformity(u, 0.01).shape == shape
+
+
+def test_a_deviation_of_neither_place_nor_width_is_seen_by_its_shape():
+    """Ranks at a tenth, four and six tenths, nine tenths only: mean and width are right."""
+    u = np.repeat([0.02, 0.48, 0.52, 0.98], 100)
+    assert calibration.parameter_uniformity(u, 0.01).shape == "of the wrong shape"
+
+
+def test_bands_hold_99_percent():
+    rng = np.random.default_rng(0)
+    counts = (rng.uniform(size=(3000, 200)) < 1 / calibration.BINS).sum(1)
+    low, high = calibration.bin_band(200)
+    outside = ((counts < low) | (counts > high)).mean()
+    assert outside < 0.01 + 4 * (0.01 / 3000) ** 0.5
+    low, high = calibration.coverage_band(np.array([0.0, 0.68, 1.0]), 400)
+    assert low[[0, 2]].tolist() == high[[0, 2]].tolist() == [0.0, 1.0]
+    assert high[1] - low[1] == pytest.approx(2 * 2.576 * (0.68 * 0.32 / 400) ** 0.5, rel=0.05)
+
+
+def flat(rows: int, seed: int = 1, **columns) -> sbi_dgm.Simulations:
+    prior = Prior([Parameter("a", Uniform(0, 1)), Parameter("b", Uniform(0, 1))])
+    theta = prior.sample(rows, seed)
+    return sbi_dgm.Simulations.from_arrays(theta, 2 * theta, prior=prior, **columns)
+
+
+def brief(data: sbi_dgm.Simulations, **options):
+    how = Training(batch_size=50, round=2, max_rounds=1)
+    return sbi_dgm.fit(
+        data, Flow(transforms=1, hidden=4, blocks=0), training=how, device="cpu", progress=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> sbi_dgm.Simulations:
+    return flat(400).save(tmp_path_factory.mktemp("data") / "sims.h5")
+
+
+def test_on_the_training_file_only_test_rows_are_held_out(file):
+    posterior = brief(file)
+    rows, parts = held_out(posterior, file), file.split(sbi_dgm.SplitRule())
+    assert np.array_equal(rows, parts.test)
+    assert not set(rows) & (set(parts.train) | set(parts.validation))
+    assert np.array_equal(held_out(posterior, flat(400)), rows), "the same rows in memory"
+
+
+def test_on_a_grown_file_test_and_new_rows_are_held_out(tmp_path):
+    data = flat(400).save(tmp_path / "sims.h5")
+    posterior = brief(data)
+    more = flat(100, seed=2)
+    grown = data.append(more.theta, more.x(np.arange(100)))
+    expected = np.concatenate([flat(400).split(sbi_dgm.SplitRule()).test, np.arange(400, 500)])
+    assert np.array_equal(held_out(posterior, grown), expected)
+
+
+def test_on_a_fresh_file_all_valid_rows_are_held_out(file):
+    valid = np.arange(400) % 7 > 0
+    fresh = flat(400, seed=3, valid=valid)
+    assert np.array_equal(held_out(brief(file), fresh), np.flatnonzero(valid))
+    assert np.array_equal(held_out(Gaussian(), DATA), np.arange(600)), "nor has a foreign posterior a record"
+
+
+def test_new_rows_of_a_training_group_are_not_held_out(tmp_path):
+    """Maps of one universe stay on one side, also where the file grew by more maps of it."""
+    data = flat(400, group=np.arange(400) // 4).save(tmp_path / "sims.h5")
+    posterior = brief(data)
+    more = flat(120, seed=2)
+    group = np.arange(90, 120).repeat(4)
+    grown = data.append(more.theta, more.x(np.arange(120)), group=group)
+    test = data.split(sbi_dgm.SplitRule()).test
+    tested = np.unique(test // 4)
+    new = 400 + np.flatnonzero(np.isin(group, tested) | (group >= 100))
+    assert np.array_equal(held_out(posterior, grown), np.concatenate([test, new]))
+
+
+def test_a_posterior_of_some_parameters_is_judged_on_its_own_columns(file):
+    report = calibrate(brief(file, parameters=["b"]), flat(100, seed=5), draws=50, progress=False)
+    assert list(report.parameters) == ["b"]
+    assert report.rows == 100
+
+
+def test_the_splits_seed_and_fractions_are_those_of_training(file):
+    rule = sbi_dgm.SplitRule(validation=0.1, test=0.3, seed=8)
+    assert np.array_equal(held_out(brief(file, split=rule), file), file.split(rule).test)
+
+
+def test_too_few_rows_or_draws_are_refused(file):
+    with pytest.raises(DataError, match="20 held-out rows: at least 50"):
+        calibrate(brief(file), file, progress=False)
+    with pytest.raises(DataError, match=r"0 held-out rows.*test split"):
+        calibrate(brief(file, split=sbi_dgm.SplitRule(test=0)), file, progress=False)
+    with pytest.raises(OptionError, match="draws = 5"):
+        judge(Gaussian(), draws=5)
+
+
+def test_at_most_max_rows_are_judged_the_same_for_the_same_seed():
+    reports = [judge(Gaussian(), max_rows=60, draws=50, seed=seed) for seed in (1, 1, 2)]
+    assert [r.rows for r in reports] == [60] * 3
+    assert np.array_equal(reports[0].ranks, reports[1].ranks)
+    assert not np.array_equal(reports[0].ranks, reports[2].ranks)
+
+
+def test_blocks_do_not_change_what_is_judged(monkeypatch):
+    monkeypatch.setattr("sbi_dgm.report.BLOCK_DRAWS", 1000)
+    check_exact(judge(Gaussian()))
+
+
+def test_the_report_is_written_as_numbers_and_figures(tmp_path):
+    report = judge(Gaussian(width=0.7), max_rows=60, draws=50, out=tmp_path / "report")
+    written = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert written == json.loads(json.dumps(report.to_json()))
+    assert written["verdict"] == report.verdict != "calibrated"
+    assert written["rows"] == 60
+    assert set(written["parameters"]) == set(TASK.prior.names)
+    for name in ("ranks", "coverage"):
+        assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
