@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sbi_dgm.artifact import load, save
     from sbi_dgm.campaign import simulate
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.data.splits import SplitRule
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from sbi_dgm.estimators.flow import Flow
     from sbi_dgm.estimators.located import Located
     from sbi_dgm.parameters import Observable, Parameter
-    from sbi_dgm.posterior import Posterior
+    from sbi_dgm.posterior import Posterior, load
     from sbi_dgm.priors import MultivariateNormal, Prior, PriorTransform
     from sbi_dgm.report import calibrate
     from sbi_dgm.samples import Samples
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from sbi_dgm.training import Training, fit
 
 _HOMES = {
-    "artifact": ["load", "save"],
     "campaign": ["simulate"],
     "data.simulations": ["Simulations"],
     "data.splits": ["SplitRule"],
@@ -35,7 +33,7 @@ _HOMES = {
     "estimators.flow": ["Flow"],
     "estimators.located": ["Located"],
     "parameters": ["Observable", "Parameter"],
-    "posterior": ["Posterior"],
+    "posterior": ["Posterior", "load"],
     "priors": ["MultivariateNormal", "Prior", "PriorTransform"],
     "report": ["calibrate"],
     "samples": ["Samples"],
@@ -70,7 +68,6 @@ __all__ = [
     "calibrate",
     "fit",
     "load",
-    "save",
     "simulate",
     "unbatched",
 ]

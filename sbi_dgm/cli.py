@@ -51,9 +51,9 @@ def _train(a: argparse.Namespace) -> None:
 
 
 def _sample(a: argparse.Namespace) -> None:
-    from sbi_dgm.artifact import load
     from sbi_dgm.data.observed import read_observation
     from sbi_dgm.files import atomic, refuse_existing
+    from sbi_dgm.posterior import load
 
     refuse_existing(a.out, a.overwrite)
     if a.corner:
@@ -80,9 +80,9 @@ def _check_figure(path: Path, overwrite: bool) -> None:
 
 
 def _calibrate(a: argparse.Namespace) -> int:
-    from sbi_dgm.artifact import load
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.files import refuse_existing
+    from sbi_dgm.posterior import load
     from sbi_dgm.report import calibrate
 
     refuse_existing(Path(a.out) / "report.json", a.overwrite)

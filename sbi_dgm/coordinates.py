@@ -28,15 +28,29 @@ class Coordinates(Protocol):
     high: Array
 
     def forward(self, v: Array) -> tuple[Array, Array]:
-        """Z (..., D) and ln |det dz/dv| (...), for v in the support."""
+        """z (..., D) and ln |det dz/dv| (...), for v in the support."""
         ...
 
     def inverse(self, z: Array) -> Array:
-        """V (..., D), always in the support."""
+        """v (..., D), always in the support."""
+        ...
+
+    def inside(self, v: Array) -> np.ndarray:
+        """Which entries (..., D) are finite and in the support."""
         ...
 
 
-class Independent:
+class _Box:
+    """A support that is a product of closed intervals."""
+
+    low: Array
+    high: Array
+
+    def inside(self, v: Array) -> np.ndarray:
+        return np.isfinite(v) & (v >= self.low) & (v <= self.high)
+
+
+class Independent(_Box):
     """One distribution per column: z_i = Phi^{-1}(F_i(v_i))."""
 
     def __init__(self, distributions: Sequence[Distribution]) -> None:
@@ -55,7 +69,7 @@ class Independent:
         return np.stack([d.from_normal(column) for d, column in columns], axis=-1)
 
 
-class Affine:
+class Affine(_Box):
     """v = mean + L z with L the Cholesky factor of a covariance: the coordinates of a multivariate normal."""
 
     def __init__(self, mean: Array, covariance: Array) -> None:
@@ -98,9 +112,14 @@ class Cube:
     def inverse(self, z: Array) -> Array:
         return self.from_cube(ndtr(z))
 
+    def inside(self, v: Array) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            u = self.to_cube(v)
+        return np.isfinite(v) & (u > 0) & (u < 1)
+
 
 def snap(v: Array, coordinates: Coordinates, dtype: DTypeLike) -> Array:
-    """V with entries within 4 ulp (of `dtype`) of a finite edge put onto it, from either side."""
+    """v with entries within 4 ulp (of `dtype`) of a finite edge put onto it, from either side."""
     for edge in (coordinates.low, coordinates.high):
         finite = np.where(np.isfinite(edge), edge, 0.0)
         ulp = np.spacing(np.abs(finite).astype(dtype)).astype(float)
@@ -108,12 +127,3 @@ def snap(v: Array, coordinates: Coordinates, dtype: DTypeLike) -> Array:
         near = np.abs(v - finite) <= reach
         v = np.where(np.isfinite(edge) & near, finite, v)
     return v
-
-
-def inside(v: Array, coordinates: Coordinates) -> np.ndarray:
-    """Which entries (..., D) are finite and within the bounds; of a cube's, which fall inside the unit cube."""
-    if isinstance(coordinates, Cube):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            u = coordinates.to_cube(v)
-        return np.isfinite(v) & (u > 0) & (u < 1)
-    return np.isfinite(v) & (v >= coordinates.low) & (v <= coordinates.high)

@@ -37,7 +37,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def log_prob(self, v: Array) -> Array:
-        """Ln of the density at v inside the support."""
+        """ln of the density at v inside the support."""
 
     @abstractmethod
     def cdf(self, v: Array) -> Array:
@@ -60,12 +60,12 @@ class Distribution(ABC):
         """This distribution as JSON; `restore` is the inverse."""
 
     def to_normal(self, v: Array) -> Array:
-        """Z of v in the support, within [-8.2, 8.2]."""
+        """z of v in the support, within [-8.2, 8.2]."""
         below, above = self.cdf(v), self.sf(v)
         return np.clip(np.where(below < above, ndtri(below), -ndtri(above)), -EDGE, EDGE)
 
     def from_normal(self, z: Array) -> Array:
-        """V of z: the inverse of `to_normal`, never outside the support."""
+        """v of z: the inverse of `to_normal`, never outside the support."""
         tail = np.maximum(ndtr(-np.abs(z)), FAR)
         return np.clip(np.where(z < 0, self.ppf(tail), self.isf(tail)), self.low, self.high)
 
@@ -379,5 +379,5 @@ RESTORED: dict[str, Callable[..., Distribution]] = {**DISTRIBUTIONS, "scipy": _r
 
 
 def standard_normal_log_prob(z: Array) -> Array:
-    """Ln N(z; 0, I), summed over the last axis."""
+    """ln N(z; 0, I), summed over the last axis."""
     return -0.5 * (z**2).sum(-1) - z.shape[-1] * LOG_ROOT_2PI

@@ -43,7 +43,7 @@ def _prior(parameter: Parameter) -> str:
 
 
 def _posterior(path: Path) -> str:
-    header = artifact.read_header(path)
+    header = artifact.read(path)[0]
     record = header["record"]
     observables = [f"  {name:<18} {tuple(o['shape'])} {o['unit']}" for name, o in header["observables"].items()]
     lines = [

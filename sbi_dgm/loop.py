@@ -51,7 +51,9 @@ class Training(Options):
         decay: length of the fall, in units of the steps to the best point.
         ema: beta, the memory of the averaged weights.
         clip: largest norm of a gradient.
-        weight_decay: decoupled from the gradient (AdamW, Loshchilov and Hutter 2019, arXiv:1711.05101).
+        weight_decay: of the embedding alone, where it keeps the noise of long observations out; an estimator of
+            sharp posteriors would lose by it. Decoupled from the gradient (Loshchilov and Hutter 2019,
+            arXiv:1711.05101).
         max_rounds: the rate falls after so many rounds at the latest.
 
     """
@@ -103,8 +105,12 @@ class Run:
     ) -> None:
         self.network, self.averaged = network, copy.deepcopy(network).requires_grad_(False)
         self.batches, self.held_out, self.training, self.seed, self.folder = batches, held_out, training, seed, folder
-        rate, decay = training.learning_rate, training.weight_decay
-        self.optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=True)
+        groups = [
+            {"params": list(network.summary.parameters()), "weight_decay": training.weight_decay},
+            {"params": list(network.estimator.parameters()), "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimiser = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
         self.at = Progress()
         self.best: dict[str, checkpoints.Tensors] = {}
         self.round = training.round or min(max(batches.per_epoch, 25), 500)

@@ -79,7 +79,7 @@ def rank_histograms(ranks: Array, names: Sequence[str], band: tuple[float, float
         if i >= len(names):
             axis.set_axis_off()
             continue
-        axis.axhspan(*band, color=GREY, alpha=0.25, lw=0)
+        axis.axhspan(*band, color=GREY, alpha=0.35, lw=0, zorder=3)
         axis.hist(ranks[:, i], bins=20, range=(0, 1), color=COLOURS[0], alpha=0.85)
         axis.set(title=f"{names[i]}   p = {p_values[i]:.2g}", xlabel="rank of the truth", xlim=(0, 1))
     axes[0].set_ylabel("rows")

@@ -7,47 +7,30 @@ Draws of z are mapped back by the coordinates, so that none can leave the prior'
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from sbi_dgm.coordinates import inside, snap
+from sbi_dgm import artifact, embeddings
+from sbi_dgm.coordinates import snap
+from sbi_dgm.data.scaling import Standardise
 from sbi_dgm.distributions import Array
 from sbi_dgm.errors import ObservationError, OptionError, SbiError
 from sbi_dgm.estimators.base import Conditional
-from sbi_dgm.parameters import Observable
+from sbi_dgm.files import refuse_existing
+from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.priors import Prior
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, torch_generator
 
 BLOCK = 2**16  # rows of z at once, a fixed number: the same seed gives the same draws on any machine
 Observation = ArrayLike | Mapping[str, ArrayLike]
-
-
-class Model(NamedTuple):
-    """What a posterior is made of, beside its weights.
-
-    Attributes:
-        reference: the distribution whose coordinates z are; the prior itself where `informed`.
-        informed: whether `reference` is the prior that theta was drawn from.
-        observables: shapes, units and labels of x.
-        dtypes: of the observables in the training data, by name.
-        estimator: the family as JSON.
-        embedding: the embedding as JSON.
-
-    """
-
-    reference: Prior
-    informed: bool
-    observables: Mapping[str, Observable]
-    dtypes: Mapping[str, str]
-    estimator: dict[str, Any]
-    embedding: dict[str, Any]
 
 
 class Posterior:
@@ -89,6 +72,11 @@ class Posterior:
         self.network.to(device)
         return self
 
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write this posterior to one `.safetensors` file, atomically; `load` reads it."""
+        refuse_existing(path, overwrite)
+        artifact.write(path, {**self.model.describe(), "record": self.record}, self.network.state_dict())
+
     def sample(
         self, n: int, x: Observation, *, seed: int | None = None, log_prob: bool = False, progress: bool = False
     ) -> Samples:
@@ -124,7 +112,7 @@ class Posterior:
         return Samples.of(self.model.reference, kept[0], kept[1] if log_prob else None)
 
     def log_prob(self, theta: ArrayLike, x: Observation) -> Array:
-        """Ln q(theta | x), normalised over the prior's support; -inf outside.
+        """ln q(theta | x), normalised over the prior's support; -inf outside.
 
         Args:
             theta: for one observation (D,) or (S, D); for B of them (B, D), one each, or (B, S, D).
@@ -143,7 +131,7 @@ class Posterior:
             raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {len(self.names)}.")
         coordinates = self.model.reference.coordinates
         snapped = snap(stack, coordinates, np.float64)
-        within = np.asarray(inside(snapped, coordinates).all(-1))
+        within = np.asarray(coordinates.inside(snapped).all(-1))
         z, log_det = coordinates.forward(
             np.where(within[..., None], snapped, coordinates.inverse(np.zeros(len(self.names))))
         )
@@ -242,6 +230,29 @@ def _cast(name: str, stack: np.ndarray, dtype: str) -> np.ndarray:
             f"(observation {where[0]}, entry {where[1:]}: {stack[tuple(where)]}): repair it."
         )
     return cast
+
+
+def load(
+    path: str | Path, *, prior: Prior | None = None, embedding: nn.Module | None = None, device: str = "cpu"
+) -> Posterior:
+    """Read a posterior; its draws are those of the one that was saved, to the bit.
+
+    Args:
+        prior: needed only where the prior is a function.
+        embedding: needed only where the embedding is a module of yours; its weights come from the file.
+        device: "cpu", "cuda", ..., or "auto".
+
+    Raises:
+        FileError: missing, foreign, newer or corrupted.
+        ExternalError: an object is needed that the file cannot hold.
+    """
+    header, tensors = artifact.read(path)
+    model = Model.restore(header, prior)
+    means = {name: tensors[f"summary.scalers.{i}.mean"] for i, name in enumerate(model.observables)}
+    scalers = {name: Standardise(tuple(mean.shape)).to(mean.dtype) for name, mean in means.items()}
+    conditional = network(model, scalers, embeddings.restore(model.embedding, embedding), seed=0)
+    conditional.load_state_dict(tensors)
+    return Posterior(model, conditional, header["record"]).to(device_named(device))
 
 
 def _numpy(tensor: Tensor) -> Array:

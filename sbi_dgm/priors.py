@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.special import ndtri
 
-from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, inside, snap
+from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, snap
 from sbi_dgm.distributions import Array, standard_normal_log_prob
 from sbi_dgm.errors import ExternalError, PriorError, unknown
 from sbi_dgm.parameters import Parameter
@@ -53,23 +53,23 @@ class Prior:
         return len(self.parameters)
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        """N draws (n, D) from the given generator."""
+        """n draws (n, D) from the given generator."""
         return self.coordinates.inverse(rng.standard_normal((n, len(self))))
 
     def sample(self, n: int, seed: int | None = None) -> Array:
-        """N draws (n, D)."""
+        """n draws (n, D)."""
         return self.draw(n, numpy_generator(fresh(seed)))
 
     def log_prob(self, theta: ArrayLike) -> Array:
-        """Ln p(theta): (..., D) -> (...); -inf outside the support."""
+        """ln p(theta): (..., D) -> (...); -inf outside the support."""
         theta = self._array(theta)
-        within = np.asarray(inside(theta, self.coordinates).all(-1))
+        within = np.asarray(self.coordinates.inside(theta).all(-1))
         anchored = np.where(within[..., None], theta, self.coordinates.inverse(np.zeros(len(self))))
         z, log_det = self.coordinates.forward(anchored)
         return np.where(within, standard_normal_log_prob(z) + log_det, -np.inf)
 
     def standardise(self, theta: ArrayLike, dtype: DTypeLike = np.float64) -> Array:
-        """Z of theta (N, D), or `PriorError` naming the first row outside.
+        """z of theta (N, D), or `PriorError` naming the first row outside.
 
         Args:
             dtype: of the file that theta comes from; within 4 ulp of it an edge counts as reached (|z| = 8.2).
@@ -81,7 +81,7 @@ class Prior:
 
     def check(self, theta: Array) -> None:
         """Raise `PriorError` where an entry of theta (N, D) is not finite or outside its bounds."""
-        bad = ~inside(theta, self.coordinates)
+        bad = ~self.coordinates.inside(theta)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             low, high = self.coordinates.low[column], self.coordinates.high[column]

@@ -38,7 +38,7 @@ class Judged(Protocol):
         ...
 
     def log_prob(self, theta: Any, x: Any) -> Array:
-        """Ln q of theta (B, D) at x, (B,)."""
+        """ln q of theta (B, D) at x, (B,)."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""From simulations to a posterior: `fit` checks and prepares, `loop` trains, `artifact` saves."""
+"""From simulations to a posterior: `fit` checks and prepares, `loop` trains."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sbi_dgm import artifact, embeddings, options
+from sbi_dgm import embeddings, options
 from sbi_dgm.data.batches import Rows, Shuffled
 from sbi_dgm.data.scaling import standardise
 from sbi_dgm.data.simulations import Simulations
@@ -20,8 +20,9 @@ from sbi_dgm.errors import DataError, FileError, OptionError, TrainingError, unk
 from sbi_dgm.estimators.base import FAMILIES, Family, family
 from sbi_dgm.files import write_json
 from sbi_dgm.loop import ORDER, Run, Training
+from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.parameters import Parameter
-from sbi_dgm.posterior import Model, Posterior
+from sbi_dgm.posterior import Posterior
 from sbi_dgm.priors import Prior
 
 
@@ -69,7 +70,7 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     """
     data.require_rows(parameters)
     rule, how = split or SplitRule(), training or Training()
-    target = artifact.device_named(device)
+    target = device_named(device)
     model = _model(data, estimator, embedding, parameters, rule)
     config = _config(data, model, how, rule, seed)
     folder = None if out is None else Path(out)
@@ -78,15 +79,15 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     parts = data.split(rule)
     train, held_out = (_rows(data, model, part, target) for part in (parts.train, parts.validation))
     scalers = {name: standardise(name, data.columns[f"x/{name}"], parts.train) for name in model.observables}
-    network = artifact.network(model, scalers, _embedding(embedding), seed).to(target)
+    untrained = network(model, scalers, _embedding(embedding), seed).to(target)
     if folder is not None:
         _claim(folder, config, overwrite)
-    run = Run(network, Shuffled(train, how.batch_size, seed, ORDER), held_out, how, seed, folder)
+    run = Run(untrained, Shuffled(train, how.batch_size, seed, ORDER), held_out, how, seed, folder)
     run.train(progress)
     record = config | _result(run, parts, train, held_out)
     posterior = Posterior(model, run.averaged, record)
     if folder is not None:
-        artifact.save(posterior, folder / "posterior.safetensors", overwrite=True)
+        posterior.save(folder / "posterior.safetensors", overwrite=True)
     return posterior
 
 

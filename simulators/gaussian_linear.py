@@ -28,14 +28,14 @@ class GaussianLinear:
         return theta + rng.normal(0, VARIANCE**0.5, theta.shape)
 
     def log_likelihood(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Ln p(x | theta): (..., 10), (10,) -> (...)."""
+        """ln p(x | theta): (..., 10), (10,) -> (...)."""
         return -0.5 * (((x - theta) ** 2).sum(-1) / VARIANCE + DIMENSION * np.log(2 * np.pi * VARIANCE))
 
     def posterior_log_prob(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Ln p(theta | x): (..., 10), (10,) -> (...)."""
+        """ln p(theta | x): (..., 10), (10,) -> (...)."""
         half = VARIANCE / 2
         return -0.5 * (((theta - x / 2) ** 2).sum(-1) / half + DIMENSION * np.log(2 * np.pi * half))
 
     def reference_posterior(self, x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        """N exact draws (n, 10) for any x."""
+        """n exact draws (n, 10) for any x."""
         return np.asarray(x) / 2 + rng.normal(0, (VARIANCE / 2) ** 0.5, (n, DIMENSION))

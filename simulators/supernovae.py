@@ -58,14 +58,14 @@ class Supernovae:
         return distance_modulus(self.redshift, theta[:, 0], theta[:, 1]) + theta[:, 2:] + noise
 
     def log_likelihood(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Ln p(x | theta): (B, 3), (31,) -> (B,)."""
+        """ln p(x | theta): (B, 3), (31,) -> (B,)."""
         residual = x - distance_modulus(self.redshift, theta[:, 0], theta[:, 1]) - theta[:, 2:]
         chi2 = (residual * cho_solve((self._factor, True), residual.T).T).sum(-1)
         log_det = 2 * np.log(np.diag(self._factor)).sum()
         return -0.5 * (chi2 + log_det + len(x) * np.log(2 * np.pi))
 
     def reference_posterior(self, x: np.ndarray, n: int, rng: np.random.Generator, cells: int = 400) -> np.ndarray:
-        """N draws (n, 3) of the posterior, exact up to the grid in (omega_m, w0).
+        """n draws (n, 3) of the posterior, exact up to the grid in (omega_m, w0).
 
         The likelihood is Gaussian in M with mean m and width s that follow from (omega_m, w0); on the grid M is
         integrated over its prior's range in closed form, a cell is drawn, theta is uniform within it, and M
@@ -87,7 +87,7 @@ class Supernovae:
         return np.column_stack([shape, np.clip(offset, low[2], high[2])])
 
     def _marginal(self, shape: np.ndarray, x: np.ndarray, low: float, high: float) -> tuple[np.ndarray, ...]:
-        """Ln of the integral of the likelihood over M (up to a constant), and the mean and sd of M."""
+        """ln of the integral of the likelihood over M (up to a constant), and the mean and sd of M."""
         residual = x - distance_modulus(self.redshift, shape[:, 0], shape[:, 1])
         ones = cho_solve((self._factor, True), np.ones(len(x)))
         precision = ones.sum()

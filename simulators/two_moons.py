@@ -31,7 +31,7 @@ class TwoMoons:
         return _crescent(len(theta), rng) + _place(theta)
 
     def log_likelihood(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Ln p(x | theta): (..., 2), (2,) -> (...); the density of a point at radius r is N(r) / (pi r)."""
+        """ln p(x | theta): (..., 2), (2,) -> (...); the density of a point at radius r is N(r) / (pi r)."""
         p = x - _place(theta) - [SHIFT, 0]
         r = np.hypot(p[..., 0], p[..., 1])
         with np.errstate(divide="ignore"):

@@ -18,7 +18,7 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     "errors files seeds options networks splines distributions coordinates parameters priors simulator",
     "data.format data.splits data.simulations data.scaling data.batches data.observed campaign",
     "embeddings estimators.base estimators.flow estimators.located",
-    "samples posterior artifact",
+    "samples artifact model posterior",
     "checkpoints loop training",
     "diagnostics.calibration diagnostics.c2st report",
     "inspection config quickstart cli __main__",

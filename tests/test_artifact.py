@@ -15,7 +15,7 @@ from scipy.stats import gamma
 from torch import nn
 
 import sbi_dgm
-from sbi_dgm import artifact
+from sbi_dgm import artifact, load
 from sbi_dgm.distributions import LogNormal, Uniform
 from sbi_dgm.embeddings import MLP
 from sbi_dgm.errors import ExternalError, FileError, OptionError
@@ -69,12 +69,12 @@ def check_same(one: Posterior, two: Posterior, x=SEEN) -> None:
 
 @pytest.fixture
 def path(tmp_path):
-    artifact.save(POSTERIOR, tmp_path / "p.safetensors")
+    POSTERIOR.save(tmp_path / "p.safetensors")
     return tmp_path / "p.safetensors"
 
 
 def test_a_loaded_posterior_draws_the_same_to_the_bit(path):
-    check_same(POSTERIOR, artifact.load(path))
+    check_same(POSTERIOR, load(path))
     with pytest.raises(AssertionError):
         check_same(POSTERIOR, fit(seed=1))
 
@@ -93,23 +93,23 @@ def test_a_loaded_posterior_draws_the_same_to_the_bit(path):
 )
 def test_every_kind_of_posterior_survives(tmp_path, made):
     posterior = fit(**made)
-    artifact.save(posterior, tmp_path / "p.safetensors")
-    loaded = artifact.load(tmp_path / "p.safetensors")
+    posterior.save(tmp_path / "p.safetensors")
+    loaded = load(tmp_path / "p.safetensors")
     check_same(posterior, loaded)
     assert loaded.prior == posterior.prior
 
 
 def test_what_is_said_about_it_survives(path):
-    loaded = artifact.load(path)
+    loaded = load(path)
     assert loaded.record == json.loads(json.dumps(POSTERIOR.record))
     assert loaded.model.observables == dict(POSTERIOR.model.observables)
     assert [p.title for p in loaded.prior.parameters] == [p.title for p in BOX.parameters]
-    assert artifact.read_header(path)["record"]["seed"] == 0
+    assert artifact.read(path)[0]["record"]["seed"] == 0
     assert {"seed", "split", "data", "versions", "best_validation_loss"} <= set(loaded.record)
 
 
 def test_saving_a_loaded_posterior_gives_the_same_header_and_checksum(path, tmp_path):
-    artifact.save(artifact.load(path), tmp_path / "again.safetensors")
+    load(path).save(tmp_path / "again.safetensors")
     with safe_open(tmp_path / "again.safetensors", "pt") as again, safe_open(path, "pt") as first:
         assert again.metadata() == first.metadata()
 
@@ -129,7 +129,7 @@ def test_the_file_is_a_json_header_and_numbers_and_nothing_else(path):
 def check_found(path, content: bytes) -> None:
     path.write_bytes(content)
     try:
-        artifact.load(path)
+        load(path)
     except FileError:
         return
     raise AssertionError("a changed file was loaded")
@@ -158,23 +158,23 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
     for name, sentence in (("none.safetensors", "there is no file"), ("other.safetensors", "no posterior of sbi_dgm")):
         with pytest.raises(FileError, match=sentence):
-            artifact.load(tmp_path / name)
+            load(tmp_path / name)
 
 
 def test_a_newer_version_is_refused_with_both_numbers(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "VERSION", 7)
-        artifact.save(POSTERIOR, tmp_path / "p.safetensors")
+        POSTERIOR.save(tmp_path / "p.safetensors")
     with pytest.raises(FileError, match=r"format version 7.*up to 1"):
-        artifact.load(tmp_path / "p.safetensors")
+        load(tmp_path / "p.safetensors")
 
 
 def test_an_existing_file_is_kept_unless_told(path):
     before = path.read_bytes()
     with pytest.raises(FileError, match="overwrite=True"):
-        artifact.save(POSTERIOR, path)
+        POSTERIOR.save(path)
     assert path.read_bytes() == before
-    artifact.save(fit(seed=1), path, overwrite=True)
+    fit(seed=1).save(path, overwrite=True)
     assert path.read_bytes() != before
 
 
@@ -186,7 +186,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(artifact, "save_file", broken)
     with pytest.raises(OSError, match="full"):
-        artifact.save(POSTERIOR, path, overwrite=True)
+        POSTERIOR.save(path, overwrite=True)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -197,13 +197,13 @@ def own_module(outputs: int = 2) -> nn.Module:
 
 def test_an_embedding_of_ones_own_must_be_passed_and_be_the_right_one(tmp_path):
     posterior = fit(embedding=own_module())
-    artifact.save(posterior, tmp_path / "p.safetensors")
+    posterior.save(tmp_path / "p.safetensors")
     with pytest.raises(ExternalError, match="embedding="):
-        artifact.load(tmp_path / "p.safetensors")
+        load(tmp_path / "p.safetensors")
     for wrong in (own_module(3), nn.Linear(3, 2)):
         with pytest.raises(ExternalError, match="not the one"):
-            artifact.load(tmp_path / "p.safetensors", embedding=wrong)
-    check_same(posterior, artifact.load(tmp_path / "p.safetensors", embedding=own_module()), FLUX)
+            load(tmp_path / "p.safetensors", embedding=wrong)
+    check_same(posterior, load(tmp_path / "p.safetensors", embedding=own_module()), FLUX)
 
 
 def test_two_posteriors_loaded_with_one_module_keep_their_own_weights(tmp_path):
@@ -211,8 +211,8 @@ def test_two_posteriors_loaded_with_one_module_keep_their_own_weights(tmp_path):
     module = own_module()
     before = copy.deepcopy(module.state_dict())
     for i, posterior in enumerate(posteriors):
-        artifact.save(posterior, tmp_path / f"{i}.safetensors")
-    loaded = [artifact.load(tmp_path / f"{i}.safetensors", embedding=module) for i in (0, 1)]
+        posterior.save(tmp_path / f"{i}.safetensors")
+    loaded = [load(tmp_path / f"{i}.safetensors", embedding=module) for i in (0, 1)]
     for one, two in zip(posteriors, loaded, strict=True):
         check_same(one, two, FLUX)
     assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
@@ -220,18 +220,18 @@ def test_two_posteriors_loaded_with_one_module_keep_their_own_weights(tmp_path):
 
 def test_a_prior_that_is_a_function_must_be_passed_and_be_the_right_one(tmp_path):
     posterior = fit(prior=TRIANGLE)
-    artifact.save(posterior, tmp_path / "p.safetensors")
+    posterior.save(tmp_path / "p.safetensors")
     with pytest.raises(ExternalError, match="prior="):
-        artifact.load(tmp_path / "p.safetensors")
+        load(tmp_path / "p.safetensors")
     other = PriorTransform(["a", "b"], lambda u: ndtri(u), lambda theta: ndtr(theta))
     with pytest.raises(ExternalError, match="not the one"):
-        artifact.load(tmp_path / "p.safetensors", prior=other)
-    check_same(posterior, artifact.load(tmp_path / "p.safetensors", prior=TRIANGLE))
+        load(tmp_path / "p.safetensors", prior=other)
+    check_same(posterior, load(tmp_path / "p.safetensors", prior=TRIANGLE))
 
 
 def test_loading_leaves_global_random_state_alone(path):
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    artifact.load(path)
+    load(path)
     assert torch.equal(before, torch.get_rng_state())
     assert (numpy_before == np.random.get_state()[1]).all()  # noqa: NPY002
 
@@ -239,4 +239,4 @@ def test_loading_leaves_global_random_state_alone(path):
 @pytest.mark.parametrize("name", ["cuda" if not torch.cuda.is_available() else "xpu", "gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(path, name):
     with pytest.raises(OptionError, match="use 'cpu'"):
-        artifact.load(path, device=name)
+        load(path, device=name)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
-from sbi_dgm.coordinates import Affine, Cube, Independent, inside, snap
+from sbi_dgm.coordinates import Affine, Cube, Independent, snap
 from sbi_dgm.distributions import HalfNormal, LogNormal, LogUniform, Normal, Scipy, Uniform
 from sbi_dgm.errors import PriorError
 from sbi_dgm.parameters import Parameter
@@ -135,18 +135,18 @@ def test_zero_is_the_edge_of_a_half_normal_and_outside_a_log_normal(dtype):
 def test_inside_means_finite_and_within_the_closed_bounds():
     bounded, free = Independent([Uniform(0, 1)]), Independent([Normal(0, 1)])
     v = np.array([[-1e-300], [0.0], [0.5], [1.0], [1 + 1e-15], [np.nan], [np.inf], [-np.inf]])
-    assert inside(v, bounded).ravel().tolist() == [False, True, True, True, False, False, False, False]
-    assert inside(v, free).ravel().tolist() == [True] * 5 + [False] * 3
+    assert bounded.inside(v).ravel().tolist() == [False, True, True, True, False, False, False, False]
+    assert free.inside(v).ravel().tolist() == [True] * 5 + [False] * 3
 
 
 def test_inside_a_cube_means_inside_its_image():
     theta = np.array([[0.2, 0.3], [0.6, 0.6], [-0.1, 0.5], [0.5, -0.1], [np.nan, 0.5], [3.0, 3.0]])
-    assert inside(theta, COORDINATES["cube"]).all(-1).tolist() == [True] + [False] * 5
+    assert COORDINATES["cube"].inside(theta).all(-1).tolist() == [True] + [False] * 5
 
 
 def test_inside_a_cube_is_not_fooled_by_a_cdf_that_saturates():
     cube = Cube(stats.uniform.ppf, stats.uniform.cdf, 1)
-    assert inside(np.array([[-1.0], [0.5], [2.0]]), cube).ravel().tolist() == [False, True, False]
+    assert cube.inside(np.array([[-1.0], [0.5], [2.0]])).ravel().tolist() == [False, True, False]
 
 
 def test_a_normal_by_its_cube_has_affine_coordinates():

@@ -52,7 +52,7 @@ class Estimator(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
-        """Ln p(z | context): (B, D) -> (B,), or (B, S, D) -> (B, S)."""
+        """ln p(z | context): (B, D) -> (B,), or (B, S, D) -> (B, S)."""
         raise NotImplementedError
 
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,80 @@
+"""What a posterior is made of beside its weights, as an object, as JSON, and as an untrained network.
+
+Restoring runs no code from a file: names come from tables, priors of scipy from its list of continuous
+distributions, and what no file can hold (a prior or an embedding that is code) is stored as a fingerprint and
+must be passed again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sbi_dgm import embeddings, options, priors
+from sbi_dgm.errors import OptionError
+from sbi_dgm.estimators.base import FAMILIES, Conditional, Space
+from sbi_dgm.parameters import Observable
+from sbi_dgm.priors import Prior
+from sbi_dgm.seeds import lending
+
+
+class Model(NamedTuple):
+    """What a posterior is made of, beside its weights.
+
+    Attributes:
+        reference: the distribution whose coordinates z are; the prior itself where `informed`.
+        informed: whether `reference` is the prior that theta was drawn from.
+        observables: shapes, units and labels of x.
+        dtypes: of the observables in the training data, by name.
+        estimator: the family as JSON.
+        embedding: the embedding as JSON.
+
+    """
+
+    reference: Prior
+    informed: bool
+    observables: Mapping[str, Observable]
+    dtypes: Mapping[str, str]
+    estimator: dict[str, Any]
+    embedding: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """This model as JSON."""
+        return {
+            "reference": self.reference.describe(),
+            "informed": self.informed,
+            "observables": {name: o.describe() for name, o in self.observables.items()},
+            "dtypes": dict(self.dtypes),
+            "estimator": self.estimator,
+            "embedding": self.embedding,
+        }
+
+    @classmethod
+    def restore(cls, description: Mapping[str, Any], prior: Prior | None = None) -> "Model":
+        """The inverse of `describe`; `prior` where it is a function."""
+        d = description
+        observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
+        reference = priors.restore(d["reference"], prior)
+        return cls(reference, d["informed"], observables, d["dtypes"], d["estimator"], d["embedding"])
+
+
+def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed: int) -> Conditional:
+    """An untrained network for `model`, with initial weights from `seed`."""
+    with lending(seed):
+        summary = embeddings.Summary(scalers, embeddings.build(embedding, model.observables, len(model.reference)))
+        chosen = options.restore("estimator", FAMILIES, model.estimator)
+        space = Space((len(model.reference),))
+        return Conditional(summary, chosen.build(space, summary.features(model.observables)))
+
+
+def device_named(name: str) -> torch.device:
+    """The device called "cpu", "cuda", "cuda:1", "mps" or "auto" (CUDA where there is one, else the CPU)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}): use 'cpu'.") from None
+    return device
