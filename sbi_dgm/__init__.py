@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sbi_dgm.estimators.located import Located
     from sbi_dgm.parameters import Observable, Parameter
     from sbi_dgm.posterior import Posterior, load
-    from sbi_dgm.priors import MultivariateNormal, Prior, PriorTransform
+    from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform
     from sbi_dgm.report import calibrate
     from sbi_dgm.samples import Samples
     from sbi_dgm.simulator import Simulator, unbatched
@@ -34,7 +34,7 @@ _HOMES = {
     "estimators.located": ["Located"],
     "parameters": ["Observable", "Parameter"],
     "posterior": ["Posterior", "load"],
-    "priors": ["MultivariateNormal", "Prior", "PriorTransform"],
+    "priors": ["BoundedPrior", "MultivariateNormal", "Prior", "PriorTransform"],
     "report": ["calibrate"],
     "samples": ["Samples"],
     "simulator": ["Simulator", "unbatched"],
@@ -45,6 +45,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "MLP",
     "Beta",
+    "BoundedPrior",
     "Flow",
     "HalfNormal",
     "Located",

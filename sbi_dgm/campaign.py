@@ -7,6 +7,7 @@ whole and then cut.
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
@@ -159,6 +160,7 @@ def _run(plan: Plan, missing: list[int], folder: Path, workers: int, executor: E
         bar = stack.enter_context(tqdm(total=len(missing) * plan.shard_rows, unit="sim", disable=not progress))
         bar.set_description(f"simulating {plan.simulator.name}")
         if executor is None and workers > 1:
+            _require_picklable(plan)
             executor = stack.enter_context(ProcessPoolExecutor(workers))
         for report in _reports(plan, missing, folder, executor):
             bar.update(report.rows)
@@ -166,6 +168,16 @@ def _run(plan: Plan, missing: list[int], folder: Path, workers: int, executor: E
             if failed:
                 bar.set_postfix(failed=failed)
     return message
+
+
+def _require_picklable(plan: Plan) -> None:
+    try:
+        pickle.dumps(plan)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise OptionError(
+            f"simulator {plan.simulator.name!r} cannot be sent to other processes ({error}): define its class at the "
+            "top level of a module, or use workers=1."
+        ) from None
 
 
 def _reports(plan: Plan, missing: list[int], folder: Path, executor: Executor | None) -> Iterator[Report]:

@@ -99,9 +99,9 @@ class MaskedMLP(nn.Module):
         super().__init__()
         self.features = features
         order = torch.arange(features) + 1
-        units = torch.arange(hidden) % features
+        units = torch.arange(max(hidden, features)) % features  # every degree needs a unit
         inner = (units[:, None] >= units).float()
-        self.first = _Masked(torch.cat([(units[:, None] >= order).float(), torch.ones(hidden, context)], dim=1))
+        self.first = _Masked(torch.cat([(units[:, None] >= order).float(), torch.ones(len(units), context)], dim=1))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), _Masked(inner), nn.SiLU(), nn.Dropout(dropout), _Masked(inner))
             for _ in range(blocks)

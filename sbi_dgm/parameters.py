@@ -7,8 +7,12 @@ from typing import Any
 from sbi_dgm import distributions
 from sbi_dgm.errors import PriorError
 
+RESERVED = ("chain", "draw", "observation", "log_prob", "log_weight")  # columns of a file of samples
+
 
 def _check_name(name: str) -> None:
+    if name in RESERVED:
+        raise PriorError(f"{name!r} names a column of every file of samples: call the parameter something else.")
     if not name or "/" in name or name != name.strip():
         raise PriorError(f"{name!r} is no usable name: give a non-empty one without '/' and outer spaces.")
 

@@ -6,14 +6,14 @@ normal draws back, and ln p(theta) = ln N(z; 0, I) + ln |det dz/dtheta|.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.special import ndtri
 
 from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, snap
-from sbi_dgm.distributions import Array, standard_normal_log_prob
+from sbi_dgm.distributions import Array, Uniform, standard_normal_log_prob
 from sbi_dgm.errors import ExternalError, PriorError, unknown
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.seeds import fresh, numpy_generator
@@ -175,6 +175,56 @@ class PriorTransform(Prior):
         error = np.abs(self.coordinates.forward(self.coordinates.inverse(probe))[0] - probe).max()
         if not error < 1e-6:
             raise PriorError(f"to_cube is not the inverse of from_cube: z -> theta -> z is off by {error:.1e}.")
+
+    def marginal(self, names: Sequence[str]) -> Prior | None:
+        return self if tuple(names) == self.names else None
+
+    def describe(self) -> dict[str, Any]:
+        names = [p.describe() for p in self.parameters]
+        return {"kind": "external", "parameters": names, "fingerprint": fingerprint(self.coordinates, len(self))}
+
+
+class Density(Protocol):
+    """A joint distribution that only draws and evaluates."""
+
+    def sample(self, n: int, rng: np.random.Generator) -> ArrayLike:
+        """n draws (n, D)."""
+        ...
+
+    def log_prob(self, theta: Array) -> ArrayLike:
+        """ln p(theta): (..., D) -> (...)."""
+        ...
+
+
+class BoundedPrior(Prior):
+    """Any joint prior within finite bounds, given by its draws and its density.
+
+    Its coordinates are those of the uniform distribution between the bounds, so that draws stay between
+    them; where the prior's support is smaller than the box, give a `PriorTransform` instead.
+
+    Args:
+        parameters: parameters or names.
+        density: an object with `sample(n, rng)` and `log_prob(theta)`.
+        low, high: (D,), finite.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Parameter | str], density: Density, low: Sequence[float], high: Sequence[float]
+    ) -> None:
+        self._name(parameters)
+        if not len(low) == len(high) == len(self):
+            raise PriorError(f"{len(self)} parameters need as many bounds; got {len(low)} and {len(high)}.")
+        self.density = density
+        self.coordinates = Independent([Uniform(float(a), float(b)) for a, b in zip(low, high, strict=True)])
+
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        return np.asarray(self.density.sample(n, rng), np.float64)
+
+    def log_prob(self, theta: ArrayLike) -> Array:
+        theta = self._array(theta)
+        within = np.asarray(self.coordinates.inside(theta).all(-1))
+        centre = self.coordinates.inverse(np.zeros(len(self)))
+        return np.where(within, self.density.log_prob(np.where(within[..., None], theta, centre)), -np.inf)
 
     def marginal(self, names: Sequence[str]) -> Prior | None:
         return self if tuple(names) == self.names else None

@@ -119,6 +119,8 @@ class Samples:
         """
         from sbi_dgm import plots
 
+        if len(self) <= len(self.parameters):
+            raise ObservationError(f"{len(self)} draws of {len(self.parameters)} parameters are too few for a figure.")
         layers = {label: self._one()} | {name: other._one() for name, other in (others or {}).items()}
         return plots.corner(layers, [p.title for p in self.parameters], truth)
 

@@ -20,6 +20,7 @@ same path: the bin is found by comparison and taken by `gather`, and the tails b
 that nothing waits for the device and no gradient is NaN.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MIN_WIDTH = 1e-3  # of 2 b; the paper's value, also for heights and derivatives
-UNIT = 0.5397423  # softplus(UNIT) + MIN_WIDTH = 1: raw derivatives of zero mean slope one
+UNIT = math.log(math.expm1(1 - MIN_WIDTH))  # softplus(UNIT) + MIN_WIDTH = 1: zeros mean slope one
 
 
 class Knots(NamedTuple):

@@ -9,7 +9,7 @@ from scipy import stats
 from sbi_dgm.distributions import LogNormal, Normal, Uniform
 from sbi_dgm.errors import ExternalError, PriorError
 from sbi_dgm.parameters import Observable, Parameter
-from sbi_dgm.priors import MultivariateNormal, Prior, PriorTransform, restore
+from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform, restore
 
 MEAN, COVARIANCE = np.array([1.0, -2.0, 0.5]), np.array([[2.0, 0.9, -0.3], [0.9, 1.0, 0.1], [-0.3, 0.1, 0.5]])
 LOW, HIGH = 0.2, 3.0
@@ -283,3 +283,25 @@ def test_titles_and_observables():
     assert observable.size == 12
     assert Observable(()).size == 1
     assert Observable.restore(json.loads(json.dumps(observable.describe()))) == observable
+
+
+class Tilted:
+    """p(a, b) = (1 + a b) on [-1, 1]^2, over 4."""
+
+    def sample(self, n, rng):
+        theta = rng.uniform(-1, 1, (4 * n, 2))
+        return theta[rng.uniform(0, 2, 4 * n) < 1 + theta.prod(-1)][:n]
+
+    def log_prob(self, theta):
+        return np.log1p(theta.prod(-1)) - np.log(4)
+
+
+def test_a_prior_of_draws_and_density_serves_between_its_bounds():
+    prior = BoundedPrior(["a", "b"], Tilted(), [-1, -1], [1, 1])
+    draws = prior.sample(20_000, seed=0)
+    assert abs(draws.prod(-1).mean() - 1 / 9) < 4 * draws.prod(-1).std() / 20_000**0.5
+    assert prior.log_prob([[0.5, 0.5], [2.0, 0.0]]).tolist() == [np.log(1.25) - np.log(4), -np.inf]
+    z, _ = prior.coordinates.forward(draws)
+    np.testing.assert_allclose(prior.coordinates.inverse(z), draws, atol=1e-12)
+    with pytest.raises(PriorError, match="as many bounds"):
+        BoundedPrior(["a", "b"], Tilted(), [-1], [1])
