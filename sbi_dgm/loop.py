@@ -43,7 +43,7 @@ class Training(Options):
     """How long and how fast to train.
 
     Attributes:
-        batch_size: rows of a step.
+        batch_size: rows of a step; None is a sixteenth of the training rows, but at least 32 and at most 512.
         learning_rate: at its plateau.
         warmup: steps of linear warm-up.
         round: steps between validations; None is an epoch, but at least 25 and at most 500 steps.
@@ -58,8 +58,8 @@ class Training(Options):
 
     """
 
-    batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
     warmup: int = Field(default=100, ge=1)
     round: int | None = Field(default=None, ge=1)
     patience: int = Field(default=20, ge=1)
@@ -68,6 +68,10 @@ class Training(Options):
     clip: float = Field(default=5.0, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     max_rounds: int = Field(default=2000, ge=1)
+
+    def batch(self, rows: int) -> int:
+        """Rows of a step, with `rows` to train on."""
+        return self.batch_size or min(max(rows // 16, 32), 512)
 
 
 @dataclass

@@ -82,7 +82,7 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     untrained = network(model, scalers, _embedding(embedding), seed).to(target)
     if folder is not None:
         _claim(folder, config, overwrite)
-    run = Run(untrained, Shuffled(train, how.batch_size, seed, ORDER), held_out, how, seed, folder)
+    run = Run(untrained, Shuffled(train, how.batch(len(train)), seed, ORDER), held_out, how, seed, folder)
     run.train(progress)
     record = config | _result(run, parts, train, held_out)
     posterior = Posterior(model, run.averaged, record)
