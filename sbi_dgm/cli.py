@@ -192,7 +192,7 @@ COMMANDS = {
         "Judge a posterior on held-out simulations; exit code 1 if it fails.",
     ),
     "inspect": (_inspect, _inspect_arguments, "Say what a file holds."),
-    "quickstart": (_quickstart, _quickstart_arguments, "The whole job on real supernovae, in about a minute."),
+    "quickstart": (_quickstart, _quickstart_arguments, "The whole job on real supernovae, in about two minutes."),
 }
 
 
