@@ -35,8 +35,8 @@ class Samples:
 
     >>> from sbi_dgm.distributions import Uniform
     >>> prior = Prior([Parameter("a", Uniform(0, 1))])
-    >>> Samples.of(prior, np.linspace(0, 1, 101)[:, None]).summary().loc["a", ["median", "edge"]].tolist()
-    [0.5, 'low high']
+    >>> Samples.of(prior, np.linspace(0, 1, 101)[:, None]).summary().loc["a", "edge"]
+    'low high'
 
     """
 
