@@ -175,7 +175,7 @@ class Run:
         return loss.detach()
 
     def _share(self) -> float:
-        """Progress for annealing: halfway through one patience, full when the rate falls."""
+        """Progress for annealing: full after one patience, or when the rate falls."""
         return 1.0 if self.at.phase == "decay" else min(1.0, self.at.step / (self.training.patience * self.round))
 
     @torch.no_grad()
@@ -212,11 +212,11 @@ class Run:
 
     def _decide(self, validation: float) -> None:
         """Remember the best point; let the rate fall when the loss stalls; end when it has fallen."""
+        if not math.isfinite(validation):
+            raise TrainingError(f"the validation loss is {validation} at step {self.at.step}: look for outliers in x.")
         if validation < self.at.best_loss:
             self.at.best_loss, self.at.best_step = validation, self.at.step
             self.best = {name: checkpoints.clone(group) for name, group in self._tensors().items()}
-        if not self.best:
-            raise TrainingError(f"the validation loss is {validation} from the start: look for outliers in x.")
         stalled = self.at.step - self.at.best_step >= self.training.patience * self.round
         if self.at.phase == "plateau" and (stalled or self.at.step >= self.training.max_rounds * self.round):
             self._load(self.best)
