@@ -171,11 +171,11 @@ class Samples:
         return cls(stack, parameters, log_prob, None if np.isnan(bounds).all() else bounds)
 
     def to_arviz(self) -> Any:
-        """An `arviz` inference object (needs the package arviz)."""
-        import arviz  # pyright: ignore[reportMissingImports]
+        """An ArviZ data tree with the group `posterior` (needs the package arviz-base)."""
+        import arviz_base  # pyright: ignore[reportMissingImports]
 
         stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
-        return arviz.from_dict({"posterior": {name: stack[..., i] for i, name in enumerate(self.names)}})
+        return arviz_base.from_dict({"posterior": {name: stack[..., i] for i, name in enumerate(self.names)}})
 
     def to_getdist(self) -> Any:
         """A `getdist.MCSamples` of one observation's draws (needs the package getdist)."""
