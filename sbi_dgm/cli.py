@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sbi_dgm.errors import FileError, OptionError, SbiError, unknown
+from sbi_dgm.errors import OptionError, SbiError, unknown
 
 
 def _simulate(a: argparse.Namespace) -> None:
@@ -229,19 +229,15 @@ def _options(command: str | None) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _show  # type: ignore[assignment]
     try:
         arguments = _parse(words)
-        return arguments.run(arguments) or 0
-    except SbiError as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show  # type: ignore[assignment]
+            return arguments.run(arguments) or 0
+    except (SbiError, OSError) as error:
         if "--debug" in words:
             raise
         print(f"sbi-dgm: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if "--debug" in words:
-            raise
-        print(f"sbi-dgm: {FileError(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import h5py
 import numpy as np
@@ -276,3 +277,9 @@ def test_the_module_is_the_command(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "sbi-dgm: n = 0: at least 1 is needed.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_leaves_warnings_as_they_were(capsys):
+    before = warnings.showwarning
+    assert cli.main(["inspect", "nowhere.h5"]) == 2
+    assert warnings.showwarning is before

@@ -267,3 +267,11 @@ def test_a_bad_theta_in_a_file_is_refused_with_its_row_in_the_file(stored, tmp_p
 def test_an_unknown_column_is_an_option_error():
     with pytest.raises(OptionError, match="did you mean 'group'"):
         Simulations.from_arrays(*draws(60), groups=np.arange(60))
+
+
+def test_saving_over_a_file_needs_a_word(tmp_path):
+    theta = np.arange(12.0).reshape(6, 2)
+    data = Simulations.from_arrays(theta, theta).save(tmp_path / "a.h5")
+    with pytest.raises(FileError, match="exists already"):
+        data.save(tmp_path / "a.h5")
+    assert len(data.save(tmp_path / "a.h5", overwrite=True)) == 6

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +111,11 @@ class Simulations:
     ) -> "Simulations":
         """Write arrays to a new simulation file; `described` as the keywords of `from_arrays`."""
         refuse_existing(path, overwrite)
-        return cls.from_arrays(theta, x, **described).save(path)  # type: ignore[arg-type]
+        return cls.from_arrays(theta, x, **described).save(path, overwrite=overwrite)  # type: ignore[arg-type]
 
-    def save(self, path: str | Path) -> "Simulations":
+    def save(self, path: str | Path, *, overwrite: bool = False) -> "Simulations":
         """Write all rows to `path`, atomically, and return them opened from there."""
+        refuse_existing(path, overwrite)
         layout.write(path, self.header, len(self), layout.blocks(self.columns, 0, len(self)))
         return type(self).open(path, prior=self.prior)
 
@@ -128,12 +130,11 @@ class Simulations:
             dtype = more.columns[name].dtype
             if not np.can_cast(dtype, column.dtype, "same_kind"):
                 raise DataError(f"rows to append: {name} has dtype {dtype}, expected {column.dtype}.")
-        total = len(self) + len(more)
         if self.path is None:
             joined = {n: np.concatenate([c[:], more.columns[n][:]], dtype=c.dtype) for n, c in self.columns.items()}
             return type(self)(self.header, joined, self.prior).checked()
-        both = [block for part in (self, more) for block in [layout.blocks(part.columns, 0, len(part))]]
-        layout.write(self.path, self.header, total, (block for stream in both for block in stream))
+        both = chain(*(layout.blocks(part.columns, 0, len(part)) for part in (self, more)))
+        layout.write(self.path, self.header, len(self) + len(more), both)
         return type(self).open(self.path, prior=self.prior)
 
     def __len__(self) -> int:
