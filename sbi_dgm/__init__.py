@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sbi_dgm.campaign import simulate
+    from sbi_dgm.command import CommandSimulator
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.data.splits import SplitRule
     from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "campaign": ["simulate"],
+    "command": ["CommandSimulator"],
     "data.simulations": ["Simulations"],
     "data.splits": ["SplitRule"],
     "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
@@ -46,6 +48,7 @@ __all__ = [
     "MLP",
     "Beta",
     "BoundedPrior",
+    "CommandSimulator",
     "Flow",
     "HalfNormal",
     "Located",

@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,10 +14,23 @@ from sbi_dgm.errors import OptionError, SbiError, unknown
 
 def _simulate(a: argparse.Namespace) -> None:
     from sbi_dgm.campaign import simulate
+    from sbi_dgm.executors import ENGINES
 
-    data = simulate(
-        a.simulator, a.n, out=a.out, seed=a.seed, workers=a.workers, shard_rows=a.shard_rows, overwrite=a.overwrite
-    )
+    if ":" in a.simulator:
+        sys.path.insert(0, str(Path.cwd()))
+    chosen = next((name for name in ENGINES if getattr(a, name)), None)
+    with ENGINES[chosen](getattr(a, chosen)) if chosen else nullcontext() as executor:
+        data = simulate(
+            a.simulator,
+            a.n,
+            out=a.out,
+            seed=a.seed,
+            workers=a.workers,
+            executor=executor,
+            timeout=a.timeout,
+            shard_rows=a.shard_rows,
+            overwrite=a.overwrite,
+        )
     failed = len(data) - int(data.valid.sum())
     print(
         f"{a.out}: {len(data)} rows, {failed} failed; "
@@ -26,15 +40,16 @@ def _simulate(a: argparse.Namespace) -> None:
 
 def _train(a: argparse.Namespace) -> None:
     from sbi_dgm.config import settings
-    from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.training import fit
 
     options = settings(a.config, a.set, a.estimator)
-    data = Simulations.open(a.data)
+    data = _opened(a)
     posterior = fit(
         data,
         **options,
         parameters=a.parameters,
+        noise=_imported(a.noise),
+        rate=a.rate,
         device=a.device,
         seed=a.seed,
         out=a.out,
@@ -48,6 +63,35 @@ def _train(a: argparse.Namespace) -> None:
     )
     if record["rows_at_prior_edge"]:
         print(f"{record['rows_at_prior_edge']} rows of theta lie on an edge of the prior.")
+    if record["agreement"]["fails"]:
+        print(f"failures depend on {', '.join(record['agreement']['fails'])}: the prior is cut where they occur.")
+
+
+def _opened(a: argparse.Namespace, known: dict[str, Any] | None = None) -> Any:
+    """The simulations that the arguments name; `known` is the layout to go by where they say none."""
+    from sbi_dgm.config import layout
+    from sbi_dgm.data.format import is_ours
+    from sbi_dgm.data.simulations import Simulations
+    from sbi_dgm.files import matching
+
+    said = layout(a.config, a.set, vars(a))
+    before = {} if known is None or "theta" in said or is_ours(matching(a.data)[0]) else known
+    data = Simulations.open(a.data, **(before | said))
+    if data.layout is not None:
+        _show(f"{a.data} was not written by sbi_dgm: its structure was checked; it has no checksums of ours.")
+    return data
+
+
+def _imported(place: str | None) -> Any:
+    from sbi_dgm.options import imported
+
+    if place is None:
+        return None
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return imported(place)
+    finally:
+        sys.path.pop(0)
 
 
 def _sample(a: argparse.Namespace) -> None:
@@ -59,7 +103,8 @@ def _sample(a: argparse.Namespace) -> None:
     if a.corner:
         _check_figure(Path(a.corner), a.overwrite)
     posterior = load(a.model, device=a.device)
-    x = read_observation(a.observation, posterior.model.observables, a.row)
+    layout = posterior.record.get("data", {}).get("layout")
+    x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     samples = posterior.sample(a.n, x, seed=a.seed, log_prob=True, progress=True)
     figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
@@ -80,15 +125,15 @@ def _check_figure(path: Path, overwrite: bool) -> None:
 
 
 def _calibrate(a: argparse.Namespace) -> int:
-    from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.files import refuse_existing
     from sbi_dgm.posterior import load
     from sbi_dgm.report import calibrate
 
     refuse_existing(Path(a.out) / "report.json", a.overwrite)
-    report = calibrate(
-        load(a.model, device=a.device), Simulations.open(a.data), out=a.out, draws=a.draws, max_rows=a.rows, seed=a.seed
-    )
+    posterior = load(a.model, device=a.device)
+    data = _opened(a, posterior.record.get("data", {}).get("layout"))
+    noise = _imported(a.noise)
+    report = calibrate(posterior, data, out=a.out, noise=noise, draws=a.draws, max_rows=a.rows, seed=a.seed)
     print(f"{report.rows} held-out rows, {report.draws} draws each: {report.verdict}.")
     for name, entry in {**report.parameters, "regions": report.regions}.items():
         print(f"  {name:<20} p = {entry['p_value']:<8.3g} {entry['finding']}")
@@ -100,9 +145,10 @@ def _calibrate(a: argparse.Namespace) -> int:
 
 
 def _inspect(a: argparse.Namespace) -> None:
+    from sbi_dgm.config import layout
     from sbi_dgm.inspection import describe
 
-    print(describe(a.file))
+    print(describe(a.data, **layout(a.config, a.set, vars(a))))
 
 
 def _quickstart(a: argparse.Namespace) -> None:
@@ -131,20 +177,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("simulator", help="name of an installed simulator")
+    p.add_argument("simulator", help="name of an installed simulator, or package.module:Object")
     p.add_argument("-n", type=int, required=True, help="rows in all")
     _output(p, "simulation file (HDF5)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--workers", type=int, default=1, help="processes")
+    engine = p.add_mutually_exclusive_group()
+    engine.add_argument("--workers", type=int, default=1, help="processes of this machine")
+    engine.add_argument("--dask", metavar="ADDRESS", help="Dask cluster, such as tcp://host:8786, or local")
+    engine.add_argument("--mpi", action="store_true", help="under mpiexec -n 9 python -m mpi4py.futures -m sbi_dgm")
+    engine.add_argument("--slurm", metavar="KEY=VALUE,...", help="Slurm jobs, such as partition=cpu,time=60")
+    p.add_argument("--timeout", type=float, metavar="SECONDS", help="of one task, for two workers or more")
     p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task")
 
 
 def _train_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("data", help="simulation file")
+    p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
     _output(p, "run folder")
+    _layout(p)
     p.add_argument("--estimator", help="family: flow, located (default: flow)")
-    p.add_argument("--config", help="TOML file with [estimator], [embedding], [training], [split]")
-    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
+    p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=lambda text: text.split(","), help="names to infer, by commas; others drop out")
     p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
     p.add_argument("--seed", type=int, default=0)
@@ -164,8 +215,9 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
 
 def _calibrate_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="posterior file")
-    p.add_argument("data", help="simulation file")
+    p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
     _output(p, "report folder")
+    _layout(p)
     p.add_argument("--draws", type=int, default=1000, help="draws of each row")
     p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
     p.add_argument("--seed", type=int, default=0)
@@ -173,7 +225,8 @@ def _calibrate_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _inspect_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("file", help="simulation file, posterior file or file of samples")
+    p.add_argument("data", metavar="file", help="simulation file, posterior file, file of samples, or any HDF5 file")
+    _layout(p)
 
 
 def _quickstart_arguments(p: argparse.ArgumentParser) -> None:
@@ -199,6 +252,21 @@ COMMANDS = {
 def _output(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-o", "--out", required=True, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _layout(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--config", help="TOML file with [estimator], [embedding], [training], [split], [reading], [data], [prior]"
+    )
+    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
+    p.add_argument(
+        "--theta", metavar="PLACES", help="datasets of the parameters, by commas, or a table beside (.txt, .csv)"
+    )
+    p.add_argument("--x", metavar="PLACES", help="datasets of the observables, by commas; name=place to name one")
+    p.add_argument("--event-weight", metavar="PLACE", help="weights of Monte Carlo events")
+    p.add_argument("--proposal-weight", metavar="PLACE", help="p(theta) / p~(theta), where theta was drawn from p~")
+    p.add_argument("--group", metavar="PLACE", help="rows of one group stay in one split")
+    p.add_argument("--noise", metavar="MODULE:FUNCTION", help="model of noise, (x, theta, generator) -> x")
 
 
 def _device(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
-"""Settings of a training run from TOML and from `key=value` words, as keyword arguments of `fit`.
+r"""Settings of a run from TOML and from `key=value` words, as keyword arguments of `fit` and of `Simulations.open`.
 
-A file has the tables `[estimator]`, `[embedding]` (each `name` and its options), `[training]` and `[split]`::
+A file has the tables `[estimator]`, `[embedding]` (each `name` and its options), `[training]`, `[split]`, `[reading]`,
+and for foreign simulation files `[data]` (`theta`, `x`, `weight`, `group`) and `[prior]`::
 
     [estimator]
     name = "flow"
@@ -8,6 +9,13 @@ A file has the tables `[estimator]`, `[embedding]` (each `name` and its options)
 
     [training]
     batch_size = 512
+
+    [data]
+    theta = "parameters"
+    x = "maps/kappa"
+
+    [prior]
+    omega_m = {uniform = [0.1, 0.5], label = "\\Omega_m"}
 """
 
 import json
@@ -17,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from sbi_dgm import options
+from sbi_dgm.data.foreign import WEIGHTS
+from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.embeddings import EMBEDDINGS
 from sbi_dgm.errors import FileError, OptionError, unknown
@@ -24,7 +34,8 @@ from sbi_dgm.estimators.base import FAMILIES
 from sbi_dgm.files import require_file
 from sbi_dgm.training import Training
 
-TABLES = ("estimator", "embedding", "training", "split")
+TABLES = ("estimator", "embedding", "training", "split", "reading", "data", "prior")
+PLACES = ("theta", "x", "weight", "group")
 
 
 def settings(path: str | Path | None, words: Sequence[str], estimator: str | None = None) -> dict[str, Any]:
@@ -39,10 +50,7 @@ def settings(path: str | Path | None, words: Sequence[str], estimator: str | Non
     3
 
     """
-    content = {table: {} for table in TABLES} | ({} if path is None else _toml(require_file(path)))
-    for word in words:
-        table, key, value = _word(word)
-        content[table] = {**content[table], key: value}
+    content = _content(path, words)
     if estimator is not None:
         content["estimator"] = {**content["estimator"], "name": estimator}
     return {
@@ -50,7 +58,38 @@ def settings(path: str | Path | None, words: Sequence[str], estimator: str | Non
         "embedding": _named("embedding", EMBEDDINGS, content["embedding"], "auto"),
         "training": Training(**content["training"]),
         "split": SplitRule(**content["split"]),
+        "reading": Reading(**content["reading"]),
     }
+
+
+def layout(path: str | Path | None, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `Simulations.open`.
+
+    Args:
+        path: a TOML file, or None.
+        words: such as "data.theta=parameters", over the file.
+        given: `theta`, `x`, `event_weight`, `proposal_weight`, `group` of the command line, over both; None where
+            not said.
+
+    >>> layout(None, [], {"theta": "a,b", "x": "maps", "event_weight": "w"})
+    {'theta': 'a,b', 'x': 'maps', 'weight': {'event': 'w'}}
+
+    """
+    content = _content(path, words)
+    for key in content["data"]:
+        if key not in PLACES:
+            raise OptionError(unknown("key of [data]", key, PLACES))
+    found = content["data"] | {key: value for key, value in given.items() if value is not None and key in PLACES}
+    weight = {kind: given[f"{kind}_weight"] for kind in WEIGHTS if given.get(f"{kind}_weight") is not None}
+    return found | ({"weight": weight} if weight else {}) | ({"prior": content["prior"]} if content["prior"] else {})
+
+
+def _content(path: str | Path | None, words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    content = {table: {} for table in TABLES} | ({} if path is None else _toml(require_file(path)))
+    for word in words:
+        table, key, value = _word(word)
+        content[table] = {**content[table], key: value}
+    return content
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -7,8 +7,10 @@ power cut as well.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,18 @@ def require_file(path: str | Path) -> Path:
     if not path.is_file():
         raise FileError(f"there is no file {str(path)!r} (working folder: {Path.cwd()}).")
     return path
+
+
+def matching(pattern: str | Path) -> list[Path]:
+    """The files that a path or a glob means, sorted by name with numbers as numbers (2 before 10); at least one."""
+    if not has_magic(str(pattern)) or Path(pattern).exists():
+        return [require_file(pattern)]
+    found = [Path(name) for name in glob(str(pattern), recursive=True)]  # noqa: PTH207  (absolute patterns)
+    if not found:
+        raise FileError(f"no file matches {str(pattern)!r} (working folder: {Path.cwd()}).")
+    return [require_file(path) for path in sorted(found, key=_natural)]
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    words = re.split(r"(\d+)", str(path))
+    return [int(word) if word.isdecimal() else word for word in words], str(path)

@@ -1,10 +1,14 @@
 """What a file holds, in words."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 
 from sbi_dgm import artifact
+from sbi_dgm.data.foreign import UNREADABLE
+from sbi_dgm.data.format import is_ours
+from sbi_dgm.data.guess import command, guess, tree
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError
 from sbi_dgm.files import require_file
@@ -12,28 +16,47 @@ from sbi_dgm.parameters import Parameter
 from sbi_dgm.samples import Samples
 
 
-def describe(path: str | Path) -> str:
-    """The contents of a simulation file, a posterior file or a file of samples, one fact a line."""
+def describe(path: str | Path, **layout: Any) -> str:
+    """The contents of a file, one fact a line: simulations, samples, a posterior, or any HDF5 file as a tree.
+
+    Args:
+        layout: of a foreign simulation file, as of `Simulations.open`.
+
+    """
+    if layout:
+        return _simulations(Simulations.open(path, **layout))
     path = require_file(path)
     if not h5py.is_hdf5(path):
         return _posterior(path)
+    if is_ours(path):
+        return _simulations(Simulations.open(path))
     try:
         with h5py.File(path, "r") as file:
-            kind = "samples" if "posterior" in file else "simulations" if "theta" in file else ""
-    except (OSError, RuntimeError) as error:
-        raise FileError(f"{path} is no readable HDF5 file: {str(error).splitlines()[0]}.") from None
-    if not kind:
-        raise FileError(f"{path} is HDF5, but holds neither simulations nor samples of sbi_dgm.")
-    return _samples(path) if kind == "samples" else _simulations(path)
+            if "posterior" not in file:
+                return _foreign(path, file)
+    except UNREADABLE as error:
+        raise FileError(f"{path} is no readable HDF5 file: {(str(error).splitlines() or [repr(error)])[0]}.") from None
+    return _samples(path)
 
 
-def _simulations(path: Path) -> str:
-    data = Simulations.open(path)
+def _foreign(path: Path, file: h5py.File) -> str:
+    layout = guess(path, file)
+    lines = [f"{path}: HDF5, not written by sbi_dgm, so without checksums of ours", *tree(file)]
+    if layout is None:
+        return "\n".join([*lines, "Nothing looks like theta and x: name them with --theta and --x."])
+    said = f"theta looks like {', '.join(layout.theta)} and x like {', '.join(layout.x.values())}; train on them with"
+    return "\n".join([*lines, said, f"  {command(path, layout)}"])
+
+
+def _simulations(data: Simulations) -> str:
     columns = [f"  {name:<18} {c.shape} {c.dtype}" for name, c in data.columns.items()]
     source = ", ".join(f"{k} {v}" for k, v in data.header.simulator.items() if v != "") or "unknown"
     valid = int(data.valid.sum())
-    lines = [f"{path}: {len(data)} simulations, {len(data) - valid} failed", f"simulator: {source}", "prior:"]
+    lines = [f"{data.path}: {len(data)} simulations, {len(data) - valid} failed", f"simulator: {source}", "prior:"]
     prior = [f"  {_prior(p)}" for p in data.parameters] if data.prior else ["  none"]
+    found = data.agreement()
+    prior += [f"  theta is not drawn from it, by {'; '.join(found.differs)}"] * bool(found.differs)
+    prior += [f"  failures depend on {', '.join(found.fails)}"] * bool(found.fails)
     return "\n".join([*lines, *prior, "datasets:", *columns])
 
 

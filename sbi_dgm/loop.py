@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sbi_dgm import checkpoints
-from sbi_dgm.data.batches import Rows, Shuffled
+from sbi_dgm.data.batches import Batches, Rows
 from sbi_dgm.errors import TrainingError
 from sbi_dgm.estimators.base import Conditional
 from sbi_dgm.files import write_text
@@ -101,7 +101,7 @@ class Run:
     def __init__(
         self,
         network: Conditional,
-        batches: Shuffled,
+        batches: Batches,
         held_out: Rows,
         training: Training,
         seed: int,
@@ -192,10 +192,9 @@ class Run:
         self.averaged.eval()
         generator = torch_generator(self.seed, VALIDATION, device=self.held_out.z.device)
         total = torch.zeros((), device=self.held_out.z.device, dtype=torch.float64)
-        for first in range(0, len(self.held_out), 4096):
-            batch = self.held_out[slice(first, first + 4096)]
+        for batch in self.held_out.pieces():
             total += (batch.weight * self.averaged(batch.z, batch.x, generator=generator)).sum()
-        return float(total) / len(self.held_out)
+        return float(total / self.held_out.weight.double().sum())
 
     def _note(self, loss: float, validation: float) -> None:
         rate = float(self.optimiser.param_groups[0]["lr"])

@@ -58,6 +58,21 @@ def name_in(table: Table, options: Options) -> str:
     return next(name for name, entry in table.items() if entry == place)
 
 
+def imported(place: str) -> Any:
+    """The object at "module:name", which the user named: it is imported, and with it the module's code is run.
+
+    >>> imported("math:pi")
+    3.141592653589793
+    """
+    module, colon, name = place.partition(":")
+    try:
+        if not colon:
+            raise OptionError(f"{place!r}: write it as module:name.")
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise OptionError(f"{place!r} cannot be imported: {error}.") from None
+
+
 def describe(table: Table, options: Options) -> dict[str, Any]:
     """`options` as JSON: its name in the table and its values, nested options alike."""
     values = {field: getattr(options, field) for field in type(options).model_fields}

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbi_dgm import distributions
-from sbi_dgm.errors import PriorError
+from sbi_dgm.errors import OptionError, PriorError
 
 RESERVED = ("chain", "draw", "observation", "log_prob", "log_weight")  # columns of a file of samples
+KINDS = ("array", "set")
 
 
 def _check_name(name: str) -> None:
@@ -68,7 +69,9 @@ class Observable:
         shape: of one observation; () for a number.
         unit: as printed.
         label: LaTeX without dollars.
-        names: optional names of the entries of a vector.
+        names: optional names of the entries of a vector, or of the features of a set's members.
+        kind: "array", or "set": members (M, F) in no order, padded to M, whose last feature says whether a
+            member is there (1) or padding (0).
 
     """
 
@@ -76,6 +79,11 @@ class Observable:
     unit: str = ""
     label: str = ""
     names: tuple[str, ...] = field(default=())
+    kind: str = "array"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or (self.kind == "set" and len(self.shape) != 2):
+            raise OptionError(f"Observable{self.shape} of kind {self.kind!r}: known are 'array' and (M, F) 'set'.")
 
     @property
     def size(self) -> int:
@@ -84,13 +92,19 @@ class Observable:
 
     def describe(self) -> dict[str, Any]:
         """This observable as JSON."""
-        return {"shape": list(self.shape), "unit": self.unit, "label": self.label, "names": list(self.names)}
+        return {
+            "shape": list(self.shape),
+            "unit": self.unit,
+            "label": self.label,
+            "names": list(self.names),
+            "kind": self.kind,
+        }
 
     @classmethod
     def restore(cls, description: dict[str, Any]) -> "Observable":
         """The inverse of `describe`."""
         d = description
-        return cls(tuple(d["shape"]), d["unit"], d["label"], tuple(d["names"]))
+        return cls(tuple(d["shape"]), d["unit"], d["label"], tuple(d["names"]), d.get("kind", "array"))
 
 
 def _title(name: str, label: str, unit: str) -> str:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from sbi_dgm import artifact, embeddings
 from sbi_dgm.coordinates import snap
-from sbi_dgm.data.scaling import Standardise
+from sbi_dgm.data.scaling import blank
 from sbi_dgm.distributions import Array
-from sbi_dgm.errors import ObservationError, OptionError, SbiError
+from sbi_dgm.errors import ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import Conditional
 from sbi_dgm.files import refuse_existing
 from sbi_dgm.model import Model, device_named, network
@@ -61,6 +61,18 @@ class Posterior:
     def prior(self) -> Prior | None:
         """The prior, or None where training had none."""
         return self.model.reference if self.model.informed else None
+
+    def require_prior(self, purpose: str) -> Prior:
+        """The prior, for an inference that rests on it; `PriorError` where theta was not drawn from it."""
+        differs = self.record.get("agreement", {}).get("differs", [])
+        if self.prior is None:
+            raise PriorError(f"{purpose} needs the prior, and training had none: give one to the simulations.")
+        if differs:
+            raise PriorError(
+                f"{purpose} needs theta drawn from its prior, and by {'; '.join(differs)} it was not: correct the "
+                "prior, or give the simulations proposal weights p(theta) / p~(theta)."
+            )
+        return self.prior
 
     @property
     def device(self) -> torch.device:
@@ -203,7 +215,7 @@ class Posterior:
             raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
         arrays, single = {}, set()
         for name, observable in known.items():
-            a = np.asarray(given[name])
+            a = as_real(np.asarray(given[name]))
             single.add(a.shape == observable.shape)
             if observable.shape not in (a.shape, a.shape[1:]):
                 expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
@@ -212,6 +224,11 @@ class Posterior:
         if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
             raise ObservationError("the observables disagree on the number of observations.")
         return {name: arrays[name] for name in known}, single.pop()
+
+
+def as_real(a: np.ndarray) -> np.ndarray:
+    """Complex numbers as pairs of real ones, as in the training data."""
+    return np.stack([np.real(a), np.imag(a)], -1) if a.dtype.kind == "c" else a
 
 
 def _cast(name: str, stack: np.ndarray, dtype: str) -> np.ndarray:
@@ -248,8 +265,8 @@ def load(
     """
     header, tensors = artifact.read(path)
     model = Model.restore(header, prior)
-    means = {name: tensors[f"summary.scalers.{i}.mean"] for i, name in enumerate(model.observables)}
-    scalers = {name: Standardise(tuple(mean.shape)).to(mean.dtype) for name, mean in means.items()}
+    dtypes = {name: tensors[f"summary.scalers.{i}.mean"].dtype for i, name in enumerate(model.observables)}
+    scalers = {name: blank(observable).to(dtypes[name]) for name, observable in model.observables.items()}
     conditional = network(model, scalers, embeddings.restore(model.embedding, embedding), seed=0)
     conditional.load_state_dict(tensors)
     return Posterior(model, conditional, header["record"]).to(device_named(device))

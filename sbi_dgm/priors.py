@@ -5,13 +5,14 @@ normal draws back, and ln p(theta) = ln N(z; 0, I) + ln |det dz/dtheta|.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.special import ndtri
 
+from sbi_dgm import distributions
 from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, snap
 from sbi_dgm.distributions import Array, Uniform, standard_normal_log_prob
 from sbi_dgm.errors import ExternalError, PriorError, unknown
@@ -75,22 +76,26 @@ class Prior:
             dtype: of the file that theta comes from; within 4 ulp of it an edge counts as reached (|z| = 8.2).
 
         """
-        theta = snap(self._array(theta), self.coordinates, dtype)
-        self.check(theta)
-        return self.coordinates.forward(theta)[0]
+        return self.coordinates.forward(self.check(self._array(theta), dtype))[0]
 
-    def check(self, theta: Array) -> None:
-        """Raise `PriorError` where an entry of theta (N, D) is not finite or outside its bounds."""
+    def check(self, theta: Array, dtype: DTypeLike = np.float64, first: int = 0) -> Array:
+        """Theta (N, D), snapped to edges within reach; `PriorError` where an entry is outside its bounds.
+
+        Args:
+            first: number of the first row, for the sentence.
+
+        """
+        theta = snap(theta, self.coordinates, dtype)
         bad = ~self.coordinates.inside(theta)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             low, high = self.coordinates.low[column], self.coordinates.high[column]
             where = "'s support" if isinstance(self.coordinates, Cube) else f" [{low:g}, {high:g}]"
             raise PriorError(
-                f"theta row {row}: {self.names[column]} = {float(theta[row, column])} is outside its prior"
-                f"{where} ({int(bad.any(-1).sum())} of {len(theta)} rows are): "
-                "correct the prior or drop them."
+                f"theta row {first + row}: {self.names[column]} = {float(theta[row, column])} is outside its prior"
+                f"{where} ({int(bad.any(-1).sum())} of {len(theta)} rows are): correct the prior or drop them."
             )
+        return theta
 
     def _array(self, theta: ArrayLike) -> Array:
         theta = np.asarray(theta, dtype=np.float64)
@@ -265,3 +270,32 @@ def restore(description: dict[str, Any], external: Prior | None = None) -> Prior
     if external.describe().get("fingerprint") != description["fingerprint"]:
         raise ExternalError("the prior passed is not the one of the file: they map the unit cube differently.")
     return external
+
+
+def known(table: Mapping[str, Any]) -> Prior:
+    """A prior from what `Prior.describe` gives, or from a table as `tabulated` reads it."""
+    return restore(dict(table)) if isinstance(table.get("kind"), str) else tabulated(table)
+
+
+def tabulated(table: Mapping[str, Any]) -> Prior:
+    r"""Independent priors from a table, as a TOML file's `[prior]` holds it.
+
+    Args:
+        table: parameter's name -> its distribution, with `label` and `unit` where wanted; in order.
+
+    >>> tabulated({"omega_m": {"uniform": [0.1, 0.5], "label": "\\\\Omega_m"}, "h": {"normal": [0.7, 0.1]}}).names
+    ('omega_m', 'h')
+
+    """
+    return Prior([_tabulated(name, entry) for name, entry in table.items()])
+
+
+def _tabulated(name: str, entry: Any) -> Parameter:
+    if not isinstance(entry, Mapping):
+        raise PriorError(f"prior of {name!r}: {entry!r} is no table; write {{uniform = [0, 1]}}.")
+    described = {key: str(entry[key]) for key in ("label", "unit") if key in entry}
+    distribution = {key: value for key, value in entry.items() if key not in described}
+    try:
+        return Parameter(name, distributions.restore(distribution), **described)
+    except PriorError as error:
+        raise PriorError(f"prior of {name!r}: {error}") from None

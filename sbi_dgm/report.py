@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from sbi_dgm.data.batches import Batch, Noise, named, noisy
+from sbi_dgm.data.columns import gather
+from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.source import Source
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.diagnostics import calibration
 from sbi_dgm.distributions import Array
-from sbi_dgm.errors import DataError, OptionError, unknown
+from sbi_dgm.errors import DataError, ExternalError, OptionError, unknown
 from sbi_dgm.files import atomic, write_json
 from sbi_dgm.seeds import numpy_generator
+from sbi_dgm.weights import row_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,6 +106,7 @@ def calibrate(
     data: Simulations,
     *,
     out: str | Path | None = None,
+    noise: Noise | None = None,
     draws: int = 1000,
     max_rows: int = 1000,
     seed: int = 0,
@@ -108,12 +115,14 @@ def calibrate(
     """Judge a posterior on rows that it was not trained on.
 
     On the file that it was trained on (or an extension of it) those are the test rows and whatever came later;
-    on any other file all valid rows.
+    on any other file all valid rows. Rows with weights are kept with a probability in proportion to them, so that those
+    judged are draws of the weighted distribution, each its own.
 
     Args:
         posterior: anything with `names`, `sample` and `log_prob`.
         data: simulations.
         out: folder for report.json and figures.
+        noise: the model of noise that the posterior was trained with.
         draws: of each row.
         max_rows: at most so many rows are judged, chosen by the seed.
         seed: of draws and choice.
@@ -121,6 +130,7 @@ def calibrate(
 
     Raises:
         DataError: fewer than 50 held-out rows.
+        ExternalError: the posterior was trained with another model of noise.
 
     Example::
 
@@ -130,19 +140,20 @@ def calibrate(
     """
     if draws < 20:
         raise OptionError(f"draws = {draws}: ranks need at least 20.")
+    _require_noise(posterior, noise)
     rng = numpy_generator(seed)
-    rows = held_out(posterior, data)
+    rows = _thinned(posterior, data, held_out(posterior, data), rng)
     if len(rows) < MIN_ROWS:
         raise DataError(
             f"{len(rows)} held-out rows: at least {MIN_ROWS} are needed; simulate more, or train with a test split."
         )
     rows = np.sort(rng.choice(rows, min(max_rows, len(rows)), replace=False))
-    for name in posterior.names:
-        if name not in data.names:
-            raise DataError(f"the simulations have no {unknown('parameter', name, data.names)}")
+    theta = gather(data.columns["theta"], rows)
     columns = [data.names.index(name) for name in posterior.names]
-    theta = data.theta[rows][:, columns]
-    ranks, credibility, log_prob = _judge(posterior, theta, data.x(rows), draws, rng, progress)
+    ranks, credibility, log_prob = _judge(
+        posterior, theta[:, columns], _observed(data, rows, theta, noise, seed), draws, rng, progress
+    )
+    theta = theta[:, columns]
     report = _report(posterior, theta, ranks, credibility, log_prob, draws)
     if out is not None:
         report.save(out)
@@ -162,6 +173,46 @@ def held_out(posterior: Judged, data: Simulations) -> np.ndarray:
         group = np.asarray(data.columns["group"][:])
         new = new[~np.isin(group[new], group[np.concatenate([parts.train, parts.validation])])]
     return np.concatenate([parts.test, new])
+
+
+def _thinned(posterior: Judged, data: Simulations, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows kept with a probability in proportion to their weights; all of them where there are none."""
+    for name in posterior.names:
+        if name not in data.names:
+            raise DataError(f"the simulations have no {unknown('parameter', name, data.names)}")
+    if not len(rows) or not {"proposal_weight", "event_weight"} & set(data.columns):
+        return rows
+    source, cpu = Source(data, data.reference(posterior.names, rows)[0]), torch.device("cpu")
+    reading = Reading().resolved(source.bytes(len(data)), cpu)
+    rate = getattr(posterior, "record", {}).get("rate", False)
+    weight: Array = row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
+    kept = rows[rng.random(len(rows)) * weight.max() < weight]
+    if len(kept) < MIN_ROWS:
+        raise DataError(
+            f"{len(kept)} of {len(rows)} held-out rows are left, each kept in proportion to its weight (the largest is "
+            f"{weight.max() / weight.mean():.3g} times the mean): at least {MIN_ROWS} are needed; simulate more."
+        )
+    return kept
+
+
+def _require_noise(posterior: Judged, noise: Noise | None) -> None:
+    trained = getattr(posterior, "record", {}).get("noise")
+    if trained != named(noise):
+        raise ExternalError(
+            f"the posterior was trained with noise={trained}, and is judged with {named(noise)}: pass it."
+        )
+
+
+def _observed(
+    data: Simulations, rows: np.ndarray, theta: Array, noise: Noise | None, seed: int
+) -> dict[str, np.ndarray]:
+    """The observables of the rows, with noise where there is a model of it."""
+    x = data.x(rows)
+    if noise is None:
+        return x
+    parameters = torch.as_tensor(theta, dtype=torch.float32)
+    tensors = {name: torch.as_tensor(values) for name, values in x.items()}
+    return {n: t.numpy() for n, t in noisy(Batch(parameters, tensors, parameters, parameters), noise, seed).x.items()}
 
 
 def _judge(

@@ -1,4 +1,4 @@
-"""What a simulator is, and how one is found by name.
+"""What a simulator is, how it says that rows failed, and how one is found by name.
 
 A plug-in is one file and one line in its package's metadata, under the entry-point group
 `sbi_dgm.simulators`; the library itself imports none.
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sbi_dgm.errors import OptionError, unknown
+from sbi_dgm.errors import DataError, OptionError, SbiError, unknown
 from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
 
@@ -23,6 +23,9 @@ class Simulator(Protocol):
 
     Where the mathematics allows, it also offers `log_likelihood(theta, x)`, `reference_posterior(x, n, rng)`
     (exact or asymptotically exact draws for any x) and `observed` (real data by observable's name).
+
+    A row fails by a number that is not finite. A batch that raises is run again, row by row; a simulator that knows
+    which rows failed raises `FailedRowsError` instead, and nothing is run twice.
     """
 
     name: str
@@ -34,21 +37,119 @@ class Simulator(Protocol):
         ...
 
 
+class FailedRowsError(SbiError):
+    """Some rows of a batch failed, each with its own exception; the others are there.
+
+    Attributes:
+        x: the whole batch, with anything in the failed rows; None where no row succeeded.
+        errors: the exception of each failed row, by its number.
+
+    """
+
+    def __init__(self, x: Any, errors: Mapping[int, BaseException]) -> None:
+        self.x, self.errors = x, dict(errors)
+        row, error = next(iter(self.errors.items()))
+        super().__init__(f"{len(self.errors)} rows failed, first row {row}: {reason(error)}")
+
+
+class MisfitError(DataError):
+    """What no other theta will cure: an output of the wrong shape, a program that is not there.
+
+    A shard of nothing else ends its campaign.
+    """
+
+
+def reason(error: BaseException) -> str:
+    """Why a row failed, in one line."""
+    text = str(error) if isinstance(error, SbiError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def one_by_one(function: Callable[[int], Any], rows: int) -> Any:
+    """The batch whose row i is function(i), an array or a dict of them.
+
+    Raises:
+        FailedRowsError: some of the calls raised.
+
+    """
+    found: dict[int, Any] = {}
+    errors: dict[int, BaseException] = {}
+    for i in range(rows):
+        try:
+            found[i] = function(i)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a simulator may raise anything)
+            errors[i] = error
+    model = next(iter(found.values()), None)
+    x = None if model is None else _stacked([found.get(i, model) for i in range(rows)])
+    if errors:
+        raise FailedRowsError(x, errors)
+    return x
+
+
+def _stacked(rows: list[Any]) -> Any:
+    if isinstance(rows[0], Mapping):
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return np.stack([np.asarray(row) for row in rows])
+
+
+def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:
+    """A simulator's output as a dict of arrays, floats in float32.
+
+    Raises:
+        MisfitError: an observable is missing, is no numbers, or has another shape than declared.
+
+    """
+    arrays = output if isinstance(output, Mapping) else {next(iter(observables)): output}
+    result = {}
+    for name, observable in observables.items():
+        if name not in arrays:
+            raise MisfitError(f"gave {sorted(arrays)}, without its observable {name!r}")
+        a = np.asarray(arrays[name])
+        if a.shape[:1] != (rows,):
+            raise MisfitError(f"observable {name!r} has shape {a.shape}, expected {(rows, *observable.shape)}")
+        if a.shape[1:] != observable.shape:
+            raise MisfitError(f"observable {name!r} has shape {a.shape[1:]}, expected {observable.shape}")
+        if a.dtype.kind not in "biuf":
+            raise MisfitError(f"observable {name!r} is of type {a.dtype}, not of real numbers")
+        with np.errstate(over="ignore"):
+            result[name] = a.astype(np.float32) if a.dtype.kind == "f" else a
+    return result
+
+
 def available() -> dict[str, Any]:
     """The installed simulators: name -> entry point."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def find(name: str) -> Simulator:
-    """The installed simulator called `name`, made anew."""
+    """The installed simulator called `name`, made anew; or what `package.module:Object` means, a class or an object.
+
+    Raises:
+        OptionError: there is none of that name, or it is no simulator.
+
+    """
+    if ":" in name:
+        return _imported(name)
     known = available()
     if name not in known:
         raise OptionError(unknown("simulator", name, known))
     return known[name].load()()
 
 
+def _imported(place: str) -> Simulator:
+    from sbi_dgm.options import imported
+
+    thing = imported(place)
+    found = thing() if isinstance(thing, type) else thing
+    if not isinstance(found, Simulator):
+        raise OptionError(f"{place!r} is no simulator: it needs name, prior, observables and __call__(theta, rng).")
+    return found
+
+
 def unbatched(function: Callable[..., Any]) -> Callable[..., Any]:
     """Lift f(theta (D,), rng) -> x to batches: theta (B, D) -> x (B, ...), row after row.
+
+    A row that raises costs only itself: the others come with `FailedRowsError`.
 
     >>> f = unbatched(lambda theta, rng: theta.sum())
     >>> f(np.ones((3, 2)), np.random.default_rng(0)).tolist()
@@ -56,9 +157,6 @@ def unbatched(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def batched(theta: np.ndarray, rng: np.random.Generator) -> "np.ndarray | dict[str, np.ndarray]":
-        rows = [function(row, rng) for row in theta]
-        if rows and isinstance(rows[0], Mapping):
-            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return np.stack([np.asarray(row) for row in rows])
+        return one_by_one(lambda i: function(theta[i], rng), len(theta))
 
     return batched

@@ -1,29 +1,30 @@
 """From simulations to a posterior: `fit` checks and prepares, `loop` trains."""
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
+from tqdm import tqdm
 
 from sbi_dgm import embeddings, options
-from sbi_dgm.data.batches import Rows, Shuffled
-from sbi_dgm.data.scaling import standardise
+from sbi_dgm.data.batches import Noise, named
+from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.source import Source
 from sbi_dgm.data.splits import Split, SplitRule
-from sbi_dgm.distributions import EDGE, Normal
-from sbi_dgm.errors import DataError, FileError, OptionError, TrainingError, unknown
+from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
 from sbi_dgm.estimators.base import FAMILIES, Family, family
 from sbi_dgm.files import write_json
-from sbi_dgm.loop import ORDER, Run, Training
+from sbi_dgm.loop import Run, Training
 from sbi_dgm.model import Model, device_named, network
-from sbi_dgm.parameters import Parameter
 from sbi_dgm.posterior import Posterior
-from sbi_dgm.priors import Prior
+from sbi_dgm.preparation import prepare
+from sbi_dgm.weights import row_weights
 
 
 def fit(  # noqa: PLR0913  (the one door of the library: every argument has a meaning of its own)
@@ -34,6 +35,9 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     *,
     training: Training | None = None,
     split: SplitRule | None = None,
+    reading: Reading | None = None,
+    noise: Noise | None = None,
+    rate: bool = False,
     device: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
@@ -50,6 +54,10 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
         parameters: names to infer; the others are marginalised.
         training: batch size, rates and patience.
         split: fractions of validation and test rows.
+        reading: from memory or as a stream; chosen by what is free.
+        noise: a model of noise, (x, theta, generator) -> x, applied on the device to each batch: fresh at every step,
+            the same in every validation. x is a tensor (B, ...), or a dict of them; theta (B, P) all parameters.
+        rate: event weights keep their cross section, which then counts as part of the prior.
         device: "auto", "cpu", "cuda", ...
         seed: of initial weights, order and noise.
         out: run folder for config.json, history.csv, the checkpoint and posterior.safetensors.
@@ -70,21 +78,30 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     """
     data.require_rows(parameters)
     rule, how = split or SplitRule(), training or Training()
-    target = device_named(device)
-    model = _model(data, estimator, embedding, parameters, rule)
-    config = _config(data, model, how, rule, seed)
+    target, parts = device_named(device), data.split(rule)
     folder = None if out is None else Path(out)
+    model = _model(data, estimator, embedding, parameters, parts.train)
+    source = Source(data, model.reference, theta=noise is not None)
+    size = source.bytes(len(parts.train) + len(parts.validation))
+    reading = _as_before(folder, resume and not overwrite, reading or Reading()).resolved(size, target)
+    config = _config(data, model, how, rule, seed) | {
+        "reading": reading.model_dump(),
+        "noise": named(noise),
+        "rate": rate,
+    }
     if folder is not None and not overwrite:
         _refuse_other_run(folder, config, resume)
-    parts = data.split(rule)
-    train, held_out = (_rows(data, model, part, target) for part in (parts.train, parts.validation))
-    scalers = {name: standardise(name, data.columns[f"x/{name}"], parts.train) for name in model.observables}
-    untrained = network(model, scalers, _embedding(embedding), seed).to(target)
+    source.weight = _mean_one(row_weights(source, reading, rate=rate, seed=seed, device=target), parts)
+    ready = prepare(source, parts, reading, how, seed=seed, device=target, noise=noise)
+    model = model._replace(dtypes={name: dtype.str for name, dtype in ready.dtypes.items()})
+    untrained = network(model, ready.scalers, _embedding(embedding), seed).to(target)
     if folder is not None:
         _claim(folder, config, overwrite)
-    run = Run(untrained, Shuffled(train, how.batch(len(train)), seed, ORDER), held_out, how, seed, folder)
+    if progress:
+        tqdm.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
+    run = Run(untrained, ready.batches, ready.held_out, how, seed, folder)
     run.train(progress)
-    record = config | _result(run, parts, train, held_out)
+    record = config | _result(run, data, parts, source, len(ready.held_out))
     posterior = Posterior(model, run.averaged, record)
     if folder is not None:
         posterior.save(folder / "posterior.safetensors", overwrite=True)
@@ -100,34 +117,29 @@ def _model(
     estimator: str | Family,
     embedding: "str | embeddings.Embedding | nn.Module",
     parameters: Sequence[str] | None,
-    rule: SplitRule,
+    train: np.ndarray,
 ) -> Model:
     names = list(parameters or data.names)
     for name in names:
         if name not in data.names:
             raise OptionError(unknown("parameter", name, data.names))
-    prior = None if data.prior is None else data.prior.marginal(names)
-    reference = prior or _stand_in(data, names, rule)
+    reference, informed = data.reference(names, train)
     chosen = family(estimator) if isinstance(estimator, str) else estimator
     dtypes = {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
     description = options.describe(FAMILIES, chosen)
-    return Model(
-        reference, prior is not None, data.observables, dtypes, description, embeddings.describe(_embedding(embedding))
-    )
-
-
-def _stand_in(data: Simulations, names: list[str], rule: SplitRule) -> Prior:
-    """Without a prior: normals with the mean and standard deviation of the training rows."""
-    theta = data.theta[data.split(rule).train]
-    moments = zip(theta.mean(0).tolist(), theta.std(0).tolist(), data.parameters, strict=True)
-    by_name = {p.name: Parameter(p.name, Normal(mean, sd), p.label, p.unit) for mean, sd, p in moments}
-    return Prior([by_name[name] for name in names])
+    described = embeddings.describe(_embedding(embedding))
+    return Model(reference, informed, data.observables, dtypes, description, described)
 
 
 def _config(data: Simulations, model: Model, training: Training, rule: SplitRule, seed: int) -> dict[str, Any]:
     """What decides a run; a resumed run must have the same."""
     return {
-        "data": {"path": str(data.path or "memory"), "rows": len(data), "fingerprint": data.fingerprint()},
+        "data": {
+            "path": str(data.path or "memory"),
+            "layout": _layout(data),
+            "rows": len(data),
+            "fingerprint": data.fingerprint(),
+        },
         "parameters": list(model.reference.names),
         "estimator": model.estimator,
         "embedding": model.embedding,
@@ -136,6 +148,10 @@ def _config(data: Simulations, model: Model, training: Training, rule: SplitRule
         "seed": seed,
         "versions": {name: version(name) for name in ("sbi_dgm", "torch", "nflows", "numpy")},
     }
+
+
+def _layout(data: Simulations) -> dict[str, Any] | None:
+    return None if data.layout is None else data.layout.model_dump(mode="json")
 
 
 def _refuse_other_run(folder: Path, config: dict[str, Any], resume: bool) -> None:
@@ -165,23 +181,30 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
         raise TrainingError(f"{folder} was started on other simulations ({found['data']['path']}): resume with those.")
 
 
-def _rows(data: Simulations, model: Model, rows: np.ndarray, device: torch.device) -> Rows:
-    if not len(rows):
-        raise DataError("no rows are left to train or to validate on: change the split.")
-    columns = [data.names.index(name) for name in model.reference.names]
-    z = model.reference.standardise(data.theta[rows][:, columns], data.columns["theta"].dtype)
-    x = {name: torch.as_tensor(values, device=device) for name, values in data.x(rows).items()}
-    weight = None if data.weight is None else torch.as_tensor(data.weight[rows], dtype=torch.float32, device=device)
-    return Rows(torch.as_tensor(z, dtype=torch.float32, device=device), x, weight)
+def _as_before(folder: Path | None, resume: bool, reading: Reading) -> Reading:
+    """A resumed run reads as it did, whatever is free today."""
+    if not resume or folder is None or reading.mode != "auto" or not (folder / "config.json").exists():
+        return reading
+    return Reading(**json.loads((folder / "config.json").read_text()).get("reading", {}))
 
 
-def _result(run: Run, parts: Split, train: Rows, held_out: Rows) -> dict[str, Any]:
-    at_edge = sum(int((rows.z.abs() >= EDGE - 1e-3).any(1).sum()) for rows in (train, held_out))
+def _mean_one(weight: np.ndarray | None, parts: Split) -> np.ndarray | None:
+    """Weights with mean one over the training rows, and over the validation rows."""
+    if weight is None:
+        return None
+    weight = weight.astype(np.float64)
+    for part in (parts.train, parts.validation):
+        weight[part] /= weight[part].mean()
+    return weight
+
+
+def _result(run: Run, data: Simulations, parts: Split, source: Source, validated: int) -> dict[str, Any]:
     return {
         "best_validation_loss": run.at.best_loss,
         "best_step": run.at.best_step,
         "steps": run.at.step,
         "seconds": round(run.at.seconds, 1),
-        "rows": {name: len(part) for name, part in vars(parts).items()},
-        "rows_at_prior_edge": at_edge,
+        "rows": {name: len(part) for name, part in vars(parts).items()} | {"validated": validated},
+        "rows_at_prior_edge": source.at_edge(parts.train) + source.at_edge(parts.validation),
+        "agreement": data.agreement().describe(),
     }

@@ -51,17 +51,22 @@ def simulations(folder):
         "incomplete": lambda file: file.attrs.pop("complete"),
         "edited": lambda file: file.attrs.modify("simulator", "{}"),
         "lengths": lambda file: replace(file, "x/x", file["x/x"][:-1]),
-        "nan_theta": lambda file: put(file, "theta", (41, 2), np.nan),
-        "inf_theta": lambda file: put(file, "theta", (41, 2), np.inf),
-        "nan_x": lambda file: put(file, "x/x", (slice(40, 300), 2), np.nan),
-        "inf_x": lambda file: put(file, "x/x", (slice(40, 300), 2), np.inf),
-        "constant": lambda file: put(file, "theta", (slice(None), 2), 0.125),
-        "failed": lambda file: put(file, "valid", slice(40, 300), 0),
     }.items():
         with h5py.File(shutil.copy(folder / "sims.h5", folder / f"{name}.h5"), "r+") as file:
             change(file)
-    with h5py.File(shutil.copy(folder / "supernovae.h5", folder / "outside.h5"), "r+") as file:
-        file["theta"][41, 0] = 0.75
+    for name, (source, dataset, place, value) in {
+        "nan_theta": ("sims", "theta", (41, 2), np.nan),
+        "inf_theta": ("sims", "theta", (41, 2), np.inf),
+        "nan_x": ("sims", "x/x", (slice(40, 300), 2), np.nan),
+        "inf_x": ("sims", "x/x", (slice(40, 300), 2), np.inf),
+        "constant": ("sims", "theta", (slice(None), 2), 0.125),
+        "failed": ("sims", "valid", slice(40, 300), 0),
+        "outside": ("supernovae", "theta", (41, 0), 0.75),
+    }.items():
+        header, columns = layout.read(folder / f"{source}.h5")
+        numbers = {name: column[:] for name, column in columns.items()}
+        numbers[dataset][place] = value
+        layout.write(folder / f"{name}.h5", header, 300, [numbers])
     raw = (folder / "sims.h5").read_bytes()
     (folder / "cut.h5").write_bytes(raw[: len(raw) // 2])
     (folder / "flipped.h5").write_bytes(flip(raw, chunk(folder / "sims.h5", "theta") + 100))
@@ -69,10 +74,6 @@ def simulations(folder):
     (folder / "empty.h5").write_bytes(b"")
     header, columns = layout.read(folder / "sims.h5")
     layout.write(folder / "few.h5", header, 49, [{name: column[:49] for name, column in columns.items()}])
-
-
-def put(file, name, place, value):
-    file[name][place] = value
 
 
 def replace(file, name, values):
@@ -128,6 +129,8 @@ def settings(folder):
         "unknown_family": '[estimator]\nname = "flwo"\n',
         "flat": 'estimator = "flow"\n',
         "broken": "[training\n",
+        "data_key": "[data]\nthetas = 'theta'\nx = 'x/x'\n",
+        "prior_word": "[prior]\ntheta_1 = {unifrom = [0, 1]}\n",
     }.items():
         (folder / f"{name}.toml").write_text(text)
 
@@ -173,16 +176,22 @@ def make(*words, simulator="gaussian_linear", n="60", out="new.h5"):
 FILES = [
     (train("nothing.h5"), "there is no file 'nothing.h5'"),
     (train("run"), "there is no file 'run'"),
-    (train("cut.h5"), "cut.h5 is no readable simulation file: .*truncated"),
-    (train("text.h5"), "text.h5 is no readable simulation file"),
-    (train("empty.h5"), "empty.h5 is no readable simulation file"),
+    (train("cut.h5"), "cut.h5 is no readable HDF5 file: .*truncated"),
+    (train("text.h5"), "text.h5 is no readable HDF5 file"),
+    (train("empty.h5"), "empty.h5 is no readable HDF5 file"),
     (train("newer.h5"), "newer.h5 has format version 9; this sbi_dgm reads up to 1"),
     (train("foreign.h5"), "foreign.h5 .*'astro/catalogue', not 'sbi_dgm/simulations'"),
     (train("incomplete.h5"), "incomplete.h5 was never completed"),
     (train("edited.h5"), "edited.h5: its attributes were changed"),
-    (train("samples.h5"), "samples.h5 is HDF5 but no simulation file"),
+    (train("samples.h5"), "samples.h5 is HDF5 but no simulation file .*: say where theta and x are .*--theta, --x"),
+    (train("foreign.h5", "--theta", "theta"), r"foreign.h5: the layout of a foreign file needs x='x' too \(--x\)"),
+    (train("foreign.h5", "--x", "x/x"), r"foreign.h5: the layout of a foreign file needs theta='theta' too"),
+    (train("foreign.h5", "--theta", "thet", "--x", "x/x"), "unknown dataset 'thet': did you mean 'theta'"),
+    (train("cut.h5", "--theta", "theta", "--x", "x/x"), "cut.h5 is no readable HDF5 file: .*truncated"),
+    (train("*.h55"), r"no file matches '\*.h55'"),
+    (train("s[iu]*.h5"), r"supernovae\.h5 does not continue sims\.h5: its prior, observables or datasets differ"),
     (train("flipped.h5"), "flipped.h5: dataset 'theta', rows 0 to 299, .*checksum"),
-    (judge("cut.h5"), "cut.h5 is no readable simulation file"),
+    (judge("cut.h5"), "cut.h5 is no readable HDF5 file"),
     (judge("newer.h5"), "version 9; this sbi_dgm reads up to 1"),
     (judge("nothing.h5"), "there is no file 'nothing.h5'"),
     (["inspect", "nothing.h5"], "there is no file 'nothing.h5'"),
@@ -262,6 +271,9 @@ NAMES = [
     (train("sims.h5", "--config", "unknown_family.toml"), "unknown estimator 'flwo': did you mean 'flow'"),
     (train("sims.h5", "--config", "flat.toml"), "flat.toml: estimator = 'flow' must be a table"),
     (train("sims.h5", "--config", "broken.toml"), "broken.toml is no TOML"),
+    (train("foreign.h5", "--config", "data_key.toml"), r"unknown key of \[data\] 'thetas': did you mean 'theta'"),
+    (train("sims.h5", "--config", "prior_word.toml"), "prior of 'theta_1': .*'unifrom'.*did you mean 'uniform'"),
+    (train("sims.h5", "--set", "data.weight=w"), "the layout of a foreign file needs theta"),
     (train("sims.h5", "--device", "quantum"), "device 'quantum'"),
     (judge("sims.h5", "--draws", "5"), "draws = 5"),
 ]

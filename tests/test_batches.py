@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from sbi_dgm.data.batches import Rows, Shuffled
+from sbi_dgm.data.batches import Rows, Shuffled, together
 
 
 def rows(count, weight=None):
     index = torch.arange(float(count))
-    return Rows(index[:, None], {"x": 10 * index[:, None] + torch.arange(3.0), "n": index.int()}, weight)
+    x = {"x": 10 * index[:, None] + torch.arange(3.0), "n": index.int()}
+    return Rows(index[:, None], x, weight, torch.stack([index, -index], 1))
 
 
 def epoch(batches, number):
@@ -69,17 +70,35 @@ def test_theta_x_and_weight_of_a_row_stay_together():
     index = batch.z[:, 0]
     assert torch.equal(batch.x["x"], 10 * index[:, None] + torch.arange(3.0))
     assert torch.equal(batch.x["n"], index.int())
-    torch.testing.assert_close(batch.weight, (index + 1) / weight.mean())
+    assert torch.equal(batch.weight, index + 1)
+    assert torch.equal(batch.theta[:, 1], -index)
 
 
-@pytest.mark.parametrize("weight", [None, torch.rand(103, generator=torch.Generator().manual_seed(0)) * 7])
-def test_weights_have_mean_one_over_all_rows_and_not_in_each_batch(weight):
-    data = rows(103, weight)
-    torch.testing.assert_close(data.weight.mean(), torch.tensor(1.0))
-    ratio = 1.0 if weight is None else data.weight / weight
-    assert weight is None or float(ratio.max() - ratio.min()) < 1e-6
-    means = [float(Shuffled(data, 10, 0)[step].weight.mean()) for step in range(10)]
-    assert (max(means) - min(means) > 0.01) is (weight is not None)
+def test_rows_without_weights_weigh_one():
+    assert torch.equal(rows(5).weight, torch.ones(5))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_an_epoch_disjointly_in_equal_numbers_of_steps(ranks):
+    shards = [Shuffled(rows(103), 5, 0, shard=(rank, ranks)) for rank in range(ranks)]
+    assert len({shard.per_epoch for shard in shards}) == 1
+    for number in range(2):
+        seen = [row for shard in shards for row in epoch(shard, number)]
+        assert len(set(seen)) == len(seen) > 103 - 6 * ranks
+
+
+def test_pieces_are_all_rows_in_order_of_few_numbers_each():
+    assert [len(piece.z) for piece in rows(10_000).pieces()] == [4096, 4096, 1808]
+    heavy = Rows(torch.zeros(5, 1), {"x": torch.zeros(5, 2**23)})
+    assert [len(piece.z) for piece in heavy.pieces()] == [2, 2, 1]
+
+
+def test_batches_behind_each_other_are_all_their_rows():
+    data = rows(20)
+    whole, parts = data[:], together([data[:7], data[7:8], data[8:]])
+    assert torch.equal(parts.z, whole.z)
+    assert all(torch.equal(parts.x[name], whole.x[name]) for name in whole.x)
+    assert torch.equal(parts.theta, whole.theta)
 
 
 def test_a_slice_of_rows_is_in_order():

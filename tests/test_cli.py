@@ -153,6 +153,20 @@ def test_inspect_tells_what_each_kind_of_file_holds(job, capsys):
         assert words in told["samples.h5"]
 
 
+def test_inspect_shows_the_tree_of_a_file_of_others(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["maps/kappa"], file["theta"] = np.zeros((60, 4, 4), "f4"), np.arange(120.0).reshape(60, 2)
+    assert command("inspect", tmp_path / "a.h5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("a.h5: HDF5, not written by sbi_dgm, so without checksums of ours")
+    assert lines[1:4] == [
+        "  maps/",
+        "    kappa              (60, 4, 4) float32, contiguous",
+        "  theta              (60, 2) float64, contiguous",
+    ]
+    assert lines[-1] == f"  sbi-dgm train {tmp_path}/a.h5 --theta theta --x maps/kappa -o run"
+
+
 def test_workers_change_nothing_but_the_time(job, tmp_path):
     folder, _ = job
     command("simulate", "gaussian_linear", "-n", 400, "-o", tmp_path / "a.h5", "--shard-rows", 150, "--workers", 2)

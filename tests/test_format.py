@@ -90,7 +90,7 @@ def test_every_dataset_has_a_checksum(path):
     found = {}
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.update({name: item.fletcher32}) if hasattr(item, "shape") else None)
-    assert len(found) == 9
+    assert len(found) == 10
     assert all(found.values())
 
 
@@ -156,7 +156,7 @@ def test_a_flipped_byte_in_a_dataset_is_reported_with_dataset_and_rows(path, nam
     raw[place + 11] ^= 0x10
     path.write_bytes(raw)
     data = Simulations.open(path)
-    with pytest.raises(DataError, match=rf"dataset '{name}', rows 20 to 29,.*Restore"):
+    with pytest.raises(DataError, match=rf"dataset '{name}', rows 0 to 199,.*Restore"):
         data.columns[name][20:30]
     healthy = next(n for n in data.columns if n != name)
     assert len(data.columns[healthy][:]) == ROWS
@@ -184,7 +184,7 @@ def test_a_byte_flipped_anywhere_is_reported_or_harmless(path):
 def spoil(path, how):
     """A file that is no whole simulation file, in one of several ways."""
     raw = path.read_bytes()
-    cuts = {"empty": 0, "signature": 4, "header": 100, "half": len(raw) // 2, "tail": len(raw) - 1}
+    cuts = {"empty": 0, "signature": 4, "header": 100, "half": len(raw) // 2, "tail": len(raw) // 10 * 9}
     if how in cuts:
         path.write_bytes(raw[: cuts[how]])
     elif how == "text":
@@ -239,7 +239,7 @@ def _spoil_content(path, how):
         ("no x", "'x' doesn't exist"),
         ("no valid", "'valid' doesn't exist"),
         ("group as folder", "no readable"),
-        ("theta", "'x/.*' has shape .200, .*expected .199,"),
+        ("theta", r"'theta' has shape \(199, 2\), expected \(200, 2\)"),
         ("x/vector", r"'x/vector' has shape \(199, 3\), expected \(200, 3\)"),
         ("valid", r"'valid' has shape \(199,\), expected \(200,\)"),
         ("split", r"'split' has shape \(199,\), expected \(200,\)"),

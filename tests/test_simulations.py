@@ -1,18 +1,17 @@
 """Simulations: what goes in comes out, what cannot be learned from is refused with row, name and numbers."""
 
 import pickle
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-import h5py
 import numpy as np
 import pytest
 
 import sbi_dgm
 from sbi_dgm import Normal, Observable, Parameter, Prior, Simulations, SplitRule, Uniform
+from sbi_dgm.data import format as native
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, SbiError
 
 PRIOR = Prior([Parameter("a", Uniform(0, 1)), Parameter("b", Normal(0, 1))])
@@ -179,13 +178,51 @@ def test_rows_of_x_are_those_asked_for(stored, rows):
         np.testing.assert_array_equal(stored.x(rows)[name], values[rows])
 
 
-def test_weights_are_the_product_of_what_there_is(stored):
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_weights_of_each_kind_are_columns_of_their_own(stored, tmp_path, place):
     theta, x = draws(60)
     ratio, event = np.random.default_rng(0).uniform(0.5, 2, 60), np.random.default_rng(1).normal(size=60)
-    assert stored.weight is None
-    assert Simulations.from_arrays(theta, x, event_weight=event).weight.tolist() == event.tolist()
-    both = Simulations.from_arrays(theta, x, event_weight=event, proposal_weight=ratio).weight
-    np.testing.assert_allclose(both, ratio * event)
+    assert stored.column("event_weight") is stored.column("proposal_weight") is None
+    one = Simulations.from_arrays(theta, x, event_weight=event)
+    both = Simulations.from_arrays(theta, x, event_weight=event, proposal_weight=ratio)
+    if place == "file":
+        one, both = one.save(tmp_path / "one.h5"), both.save(tmp_path / "both.h5")
+    assert one.column("event_weight").tolist() == both.column("event_weight").tolist() == event.tolist()
+    assert both.column("proposal_weight").tolist() == ratio.tolist()
+    assert one.column("proposal_weight") is None
+
+
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_truth_values_are_numbers_that_can_be_learned_from(tmp_path, place):
+    theta, x = draws(100)
+    flags = x["v"] > 0
+    data = Simulations.from_arrays(theta, flags, prior=PRIOR)
+    data = data.save(tmp_path / "a.h5") if place == "file" else data
+    np.testing.assert_array_equal(data.x(np.arange(100))["x"], flags.astype(np.uint8))
+    assert data.columns["x/x"].dtype == np.uint8
+    sbi_dgm.fit(data, training=sbi_dgm.Training(max_rounds=1, round=2), progress=False)
+
+
+def test_files_of_ours_behind_each_other_are_one_table(tmp_path):
+    theta, x = draws(180)
+    for i, rows in enumerate((slice(0, 60), slice(60, 70), slice(70, 180))):
+        part = {name: values[rows] for name, values in x.items()}
+        Simulations.create(tmp_path / f"part_{9 + i}.h5", theta[rows], part, prior=PRIOR)
+    data = Simulations.open(tmp_path / "part_*.h5")
+    assert content(data) == content(Simulations.from_arrays(theta, x, prior=PRIOR))
+    Simulations.create(tmp_path / "part_12.h5", theta[:5], {"v": x["v"][:5]}, prior=PRIOR)
+    with pytest.raises(FileError, match=r"part_12\.h5 does not continue .*part_9\.h5: its prior, observables"):
+        Simulations.open(tmp_path / "part_*.h5")
+
+
+def test_a_prior_may_be_given_to_a_file_of_ours_that_has_none(tmp_path):
+    theta, x = draws(60)
+    Simulations.create(tmp_path / "a.h5", theta[:, ::-1], x, names=["b", "a"])
+    data = Simulations.open(tmp_path / "a.h5", prior=PRIOR)
+    assert (data.names, data.prior) == (["a", "b"], PRIOR)
+    np.testing.assert_array_equal(data.theta, theta)
+    with pytest.raises(PriorError, match=r"the prior is of \['a'\], but theta has \['b', 'a'\]"):
+        Simulations.open(tmp_path / "a.h5", prior={"a": {"uniform": [0, 1]}})
 
 
 def test_the_fingerprint_knows_names_and_every_number(stored):
@@ -257,11 +294,11 @@ def test_a_parameter_that_never_changes_may_be_left_out():
     ("value", "words"), [(np.nan, "theta row 83: a is nan"), (1.5, r"theta row 83: a = 1.5 is outside")]
 )
 def test_a_bad_theta_in_a_file_is_refused_with_its_row_in_the_file(stored, tmp_path, value, words):
-    path = shutil.copy(stored.path, tmp_path / "b.h5")
-    with h5py.File(path, "r+") as file:
-        file["theta"][83, 0] = value
+    numbers = {name: column[:] for name, column in stored.columns.items()}
+    numbers["theta"][83, 0] = value
+    native.write(tmp_path / "b.h5", stored.header, len(stored), [numbers])
     with pytest.raises(SbiError, match=words):
-        sbi_dgm.fit(Simulations.open(path), progress=False)
+        sbi_dgm.fit(Simulations.open(tmp_path / "b.h5"), progress=False)
 
 
 def test_an_unknown_column_is_an_option_error():

@@ -3,10 +3,14 @@
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from sbi_dgm.data.columns import Column
+from sbi_dgm.data.foreign import Layout, observed
+from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, ObservationError
 from sbi_dgm.files import require_file
@@ -16,7 +20,10 @@ HDF5 = (".h5", ".hdf5", ".hdf")
 
 
 def read_observation(
-    path: str | Path, observables: Mapping[str, Observable], row: int | None = None
+    path: str | Path,
+    observables: Mapping[str, Observable],
+    row: int | None = None,
+    layout: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """The observables in `path`, by name.
 
@@ -24,11 +31,12 @@ def read_observation(
         path: a simulation file, `.npy`, `.npz` (one array an observable), or numbers as text or CSV.
         observables: what is expected; text is brought to the shape of the only one.
         row: which row of a simulation file.
+        layout: of a foreign simulation file, as of `Simulations.open`.
 
     """
     path = require_file(path)
     if path.suffix in HDF5:
-        return _from_simulations(path, row)
+        return _from_simulations(path, row, layout)
     if row is not None:
         raise ObservationError(f"--row chooses a row of a simulation file; {path} is none.")
     try:
@@ -47,11 +55,17 @@ def read_observation(
     return {name: array.reshape(observable.shape) if text_of_one else array}
 
 
-def _from_simulations(path: Path, row: int | None) -> dict[str, np.ndarray]:
+def _from_simulations(path: Path, row: int | None, layout: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    columns = _ours(path) if layout is None or is_ours(path) else observed(path, Layout(**layout))
+    rows = next(iter(columns.values())).shape[0]
+    if row is None or not 0 <= row < rows:
+        raise ObservationError(f"{path} has rows 0 to {rows - 1}: choose one with --row (given: {row}).")
+    return {name: column[row : row + 1][0] for name, column in columns.items()}
+
+
+def _ours(path: Path) -> dict[str, Column]:
     data = Simulations.open(path)
-    if row is None or not 0 <= row < len(data):
-        raise ObservationError(f"{path} has rows 0 to {len(data) - 1}: choose one with --row (given: {row}).")
-    return {name: values[0] for name, values in data.x(np.array([row])).items()}
+    return {name: data.columns[f"x/{name}"] for name in data.observables}
 
 
 def _text(path: Path) -> np.ndarray:

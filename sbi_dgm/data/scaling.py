@@ -1,31 +1,24 @@
-"""Observables brought to order one, with statistics of the training rows only.
+"""Observables brought to order one, with statistics of the training rows only, in one pass over them.
 
-Moments are streamed in float64 (Chan's pairwise update), quantiles come from a fixed sample of rows. Where
-the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), an
-arcsinh about the median comes first, since such tails may have no variance at all.
+Moments are streamed in float64 (the pairwise update of Chan, Golub and LeVeque 1983), quantiles come from a fixed
+sample of rows. Where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), an
+arcsinh about the median comes first, since such tails may have no variance at all; its moments are the sample's.
 """
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sbi_dgm.data.format import Column, blocks
-from sbi_dgm.data.simulations import gather
 from sbi_dgm.errors import DataError
+from sbi_dgm.parameters import Observable
 
-SAMPLE = 100_000
+SAMPLE_ROWS = 100_000
+SAMPLE_NUMBERS = 2**23
 HEAVY = 10.0
 LEVELS = (0.001, 0.16, 0.5, 0.84, 0.999)
-
-
-class Moments(NamedTuple):
-    """Mean and standard deviation of each entry."""
-
-    mean: np.ndarray
-    sd: np.ndarray
 
 
 class Standardise(nn.Module):
@@ -49,69 +42,110 @@ class Standardise(nn.Module):
         self.register_buffer("heavy", torch.zeros(shape, dtype=torch.bool))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.float()
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if self.heavy.any():
             x = torch.where(self.heavy, torch.asinh((x - self.median) / self.width), x)
         return ((x - self.mean) / self.sd).float()
 
 
-def standardise(name: str, column: Column, rows: np.ndarray) -> Standardise:
-    """Fit a `Standardise` to the given rows of one observable.
+class StandardiseSet(Standardise):
+    """The same for the features of a set's members, (B, M, F + 1), the last of which says who is there; else 0."""
 
-    Raises:
-        DataError: a row with a number that is not finite.
+    def forward(self, x: Tensor) -> Tensor:
+        there = x[..., -1:].float()
+        return torch.cat([super().forward(x[..., :-1]) * there, there], dim=-1)
+
+
+def blank(observable: Observable) -> Standardise:
+    """A scaler of the right shape that does nothing yet."""
+    if observable.kind == "set":
+        return StandardiseSet((observable.shape[-1] - 1,))
+    return Standardise(observable.shape if len(observable.shape) <= 1 else ())
+
+
+class Statistics:
+    """What a pass over the training rows collects about one observable.
+
+    Args:
+        name: for error messages.
+        rows: how many rows will come.
+
+    >>> x = np.random.default_rng(0).normal(3, 2, (1000, 4))
+    >>> statistics = Statistics("x", Observable((4,)), 1000)
+    >>> statistics.add(np.arange(1000), x)
+    >>> np.allclose(statistics.scaler(np.dtype(float)).mean, x.mean(0))
+    True
 
     """
-    scaler = Standardise(column.shape[1:] if len(column.shape) <= 2 else ())
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]
-    sample = _entries(gather(column, chosen))
-    _check_finite(name, sample, chosen)
-    low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
-    heavy = (high - low) > HEAVY * (right - left)
-    heavy &= right > left
-    scaler.heavy = torch.as_tensor(heavy)
-    scaler.median = torch.as_tensor(median)
-    scaler.width = torch.as_tensor(np.where(heavy, (right - left) / 2, 1.0))
-    moments = _moments(name, column, rows, scaler)
-    constant = moments.sd <= 1e-12 * np.abs(moments.mean)
-    if constant.any():
-        where = np.flatnonzero(np.atleast_1d(constant))[:5].tolist()
-        warnings.warn(f"observable {name!r}: entries {where} never change; they are scaled by 1.", stacklevel=2)
-    scaler.mean = torch.as_tensor(moments.mean)
-    scaler.sd = torch.as_tensor(np.where(constant, 1.0, moments.sd))
-    return scaler.to(torch.float64 if column.dtype.itemsize > 4 and column.dtype.kind == "f" else torch.float32)
+
+    def __init__(self, name: str, observable: Observable, rows: int) -> None:
+        self.name, self.observable = name, observable
+        kept = min(SAMPLE_ROWS, max(1, SAMPLE_NUMBERS // max(1, observable.size)))
+        self.every, self.seen = -(-rows // kept), 0
+        self.sample: list[np.ndarray] = []
+        self.count, self.mean, self.spread = 0, np.float64(0.0), np.float64(0.0)
+
+    def add(self, rows: np.ndarray, x: np.ndarray) -> None:
+        """More rows (B, ...); `rows` are their numbers, for error messages."""
+        self._require_finite(rows, x)
+        self.sample.append(self._entries(x[-self.seen % self.every :: self.every]).copy())
+        self.seen += len(x)
+        entries = self._entries(x).astype(np.float64)
+        total, mean = self.count + len(entries), entries.mean(0) if len(entries) else np.float64(0.0)
+        shift = mean - self.mean
+        share = len(entries) / max(1, total)
+        self.spread = self.spread + ((entries - mean) ** 2).sum(0) + shift**2 * self.count * share
+        self.mean, self.count = self.mean + shift * share, total
+
+    def _entries(self, x: np.ndarray) -> np.ndarray:
+        """Independent draws of what one set of numbers describes: a number, a vector, a field's pixel, a member."""
+        if self.observable.kind == "set":
+            return x[..., :-1][x[..., -1] > 0]
+        return x if x.ndim <= 2 else x.ravel()
+
+    def _require_finite(self, rows: np.ndarray, x: np.ndarray) -> None:
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            where = np.argwhere(~np.isfinite(x))[0]
+            entry = int(np.ravel_multi_index(tuple(where[1:]), x.shape[1:])) if x.ndim > 1 else 0
+            raise DataError(
+                f"observable {self.name!r}, row {rows[where[0]]}: entry {entry} is {x[tuple(where)]}, yet the row "
+                "counts as valid: mark it as failed (valid = 0) or repair it."
+            )
+
+    def scaler(self, dtype: np.dtype) -> Standardise:
+        """The scaler for observables of the given dtype; an entry that never changes is warned of."""
+        scaler = blank(self.observable)
+        sample = np.concatenate(self.sample, dtype=np.float64)
+        if not len(sample):
+            return scaler
+        low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
+        heavy = ((high - low) > HEAVY * (right - left)) & (right > left)
+        width = np.where(heavy, (right - left) / 2, 1.0)
+        mean, sd = np.asarray(self.mean), np.sqrt(self.spread / max(1, self.count))
+        if heavy.any():
+            drawn = np.arcsinh((sample - median) / width)
+            mean, sd = np.where(heavy, drawn.mean(0), mean), np.where(heavy, drawn.std(0), sd)
+        constant = sd <= 1e-12 * np.abs(mean)
+        if constant.any():
+            where = np.flatnonzero(np.atleast_1d(constant))[:5].tolist()
+            warnings.warn(
+                f"observable {self.name!r}: entries {where} never change; they are scaled by 1.", stacklevel=2
+            )
+        numbers = {"mean": mean, "sd": np.where(constant, 1.0, sd), "median": median, "width": width, "heavy": heavy}
+        for name, value in numbers.items():
+            setattr(scaler, name, torch.as_tensor(value))
+        return scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
 
 
-def _entries(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float64) if x.ndim <= 2 else x.astype(np.float64).ravel()
-
-
-def _moments(name: str, column: Column, rows: np.ndarray, scaler: Standardise) -> Moments:
-    wanted = np.zeros(column.shape[0], bool)
-    wanted[rows] = True
-    count, mean, spread, first = 0, np.float64(0.0), np.float64(0.0), 0
-    heavy, median, width = (t.numpy() for t in (scaler.heavy, scaler.median, scaler.width))
-    for block in blocks({"x": column}, 0, column.shape[0]):
-        keep = wanted[first : first + len(block["x"])]
-        x = _entries(block["x"][keep])
-        _check_finite(name, x, first + np.flatnonzero(keep))
-        x = np.where(heavy, np.arcsinh((x - median) / width), x)
-        if len(x):
-            total = count + len(x)
-            shift = x.mean(0) - mean
-            spread = spread + ((x - x.mean(0)) ** 2).sum(0) + shift**2 * count * len(x) / total
-            mean, count = mean + shift * len(x) / total, total
-        first += len(block["x"])
-    return Moments(np.asarray(mean), np.sqrt(spread / max(1, count)))
-
-
-def _check_finite(name: str, x: np.ndarray, rows: np.ndarray) -> None:
-    bad = ~np.isfinite(x)
-    if bad.any():
-        per_row = max(1, x.size // max(1, len(rows)))
-        position = int(np.argmax(bad.ravel()))
-        row = rows[position // per_row]
-        raise DataError(
-            f"observable {name!r}, row {row}: entry {position % per_row} is {x.ravel()[position]}, yet the row "
-            "counts as valid: mark it as failed (valid = 0) or repair it."
-        )
+def scalers(
+    observables: Mapping[str, Observable],
+    dtypes: Mapping[str, np.dtype],
+    count: int,
+    stream: Iterable[tuple[np.ndarray, Mapping[str, Tensor]]],
+) -> dict[str, Standardise]:
+    """Scalers by observable, from `count` training rows that come as row numbers and observables, block by block."""
+    found = {name: Statistics(name, observable, count) for name, observable in observables.items()}
+    for rows, x in stream:
+        for name, statistics in found.items():
+            statistics.add(rows, x[name].cpu().numpy())
+    return {name: statistics.scaler(dtypes[name]) for name, statistics in found.items()}

@@ -2,22 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sbi_dgm.coordinates import snap
-from sbi_dgm.data import format as layout
-from sbi_dgm.data.format import Column, Header
+from sbi_dgm.data import foreign
+from sbi_dgm.data import format as native
+from sbi_dgm.data.agreement import Agreement, against_failures, against_prior
+from sbi_dgm.data.columns import Column, blocks, finite_rows, gather, joined
+from sbi_dgm.data.foreign import Layout, widen
+from sbi_dgm.data.format import DTYPES, Header, cast
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
-from sbi_dgm.distributions import Array
-from sbi_dgm.errors import DataError, OptionError, unknown
-from sbi_dgm.files import refuse_existing
+from sbi_dgm.data.tables import Table
+from sbi_dgm.distributions import Array, Normal
+from sbi_dgm.errors import DataError, FileError, OptionError, unknown
+from sbi_dgm.files import matching, refuse_existing
 from sbi_dgm.parameters import Observable, Parameter
-from sbi_dgm.priors import Prior
+from sbi_dgm.priors import Prior, known
 
 MIN_ROWS = 50
 
@@ -41,20 +48,60 @@ class Simulations:
     """
 
     def __init__(
-        self, header: Header, columns: Mapping[str, Column], prior: Prior | None = None, path: Path | None = None
+        self,
+        header: Header,
+        columns: Mapping[str, Column],
+        prior: Prior | None = None,
+        path: Path | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        self.header, self.columns, self.prior, self.path = header, dict(columns), prior, path
+        self.header, self.columns, self.prior, self.path, self.layout = header, dict(columns), prior, path, layout
 
     @classmethod
-    def open(cls, path: str | Path, *, prior: Prior | None = None) -> "Simulations":
-        """Open a simulation file.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        theta: "str | Sequence[str] | None" = None,
+        x: "str | Sequence[str] | Mapping[str, str] | None" = None,
+        weight: Mapping[str, str] | None = None,
+        group: str | None = None,
+        prior: "Prior | Mapping[str, Any] | None" = None,
+    ) -> "Simulations":
+        """Open a simulation file, or a foreign HDF5 file whose layout is said; nothing is copied.
 
         Args:
-            prior: needed only where the file's prior is a function, which no file can hold.
+            path: a file, or a glob of files that continue each other in the order of their names.
+            theta, x, weight, group: where a foreign file keeps them, as in `data.foreign.Layout`.
+            prior: of a foreign file, or where the file's own is a function, which no file can hold; a `Prior`, or a
+                table such as `{"omega_m": {"uniform": [0.1, 0.5]}}`.
+
+        Raises:
+            FileError: missing, unreadable, or foreign without a layout.
+            DataError, PriorError: places, shapes or parameters that do not fit; theta outside its prior.
+
+        Example::
+
+            prior = {"omega_m": {"uniform": [0.1, 0.5]}, "sigma_8": {"uniform": [0.6, 1.0]}}
+            Simulations.open("maps_*.h5", theta="params.txt", x="maps/kappa", prior=prior)
 
         """
-        header, columns = layout.read(path)
-        return cls(header, columns, header.restore_prior(prior), Path(path))
+        given = known(prior) if isinstance(prior, Mapping) else prior
+        said = {"theta": theta, "x": x, "weight": weight, "group": group}
+        layout = {key: value for key, value in said.items() if value is not None}
+        if not layout:
+            header, columns, found = _native(path, given)
+            return cls(header, columns, found, Path(path))
+        for name in ("theta", "x"):
+            if name not in layout:
+                raise OptionError(f"{path}: the layout of a foreign file needs {name}={name!r} too (--{name}).")
+        places = Layout(**layout)
+        header, columns, found = foreign.read(path, places, given)
+        places = places.model_copy(update={"prior": header.prior})
+        data = cls(header, columns, found, Path(path), places).checked()
+        if differs := Agreement(data.against_prior()).differs:
+            warnings.warn(f"{path}: theta is not drawn from its prior, by {'; '.join(differs)}.", stacklevel=2)
+        return data
 
     @classmethod
     def from_arrays(
@@ -82,20 +129,20 @@ class Simulations:
                 split; `split`, 0 to train, 1 to validate, 2 to test.
 
         """
-        arrays = {name: np.asarray(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
+        arrays = {name: _array(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
         given = {"theta": np.asarray(theta)} | {f"x/{name}": a for name, a in arrays.items()}
         given |= {name: np.asarray(a) for name, a in {"valid": valid, **columns}.items() if a is not None}
         for name in columns:
-            if name not in _DTYPES:
-                raise OptionError(unknown("column", name, _DTYPES))
+            if name not in DTYPES:
+                raise OptionError(unknown("column", name, DTYPES))
         _check_columns(given)
         parameters = prior.parameters if prior else tuple(Parameter(n) for n in _names(names, given["theta"].shape[1]))
         shapes = {name: Observable(a.shape[1:]) for name, a in arrays.items()} | dict(observables or {})
         header = Header(parameters, shapes, prior.describe() if prior else None)
         _check_shapes(header, given)
-        finite = np.all([_finite_rows(a) for a in arrays.values()], axis=0)
-        table = {name: _cast(name, a) if name in columns else a for name, a in given.items()}
-        table["theta"] = _widen(given["theta"], prior)
+        finite = np.all([finite_rows(a) for a in arrays.values()], axis=0)
+        table = {name: cast(name, a) if name in columns else a for name, a in given.items()}
+        table["theta"] = widen(given["theta"], prior)
         table["valid"] = (finite & given["valid"].astype(bool) if "valid" in given else finite).astype(np.uint8)
         return cls(header, table, prior).checked()
 
@@ -116,11 +163,13 @@ class Simulations:
     def save(self, path: str | Path, *, overwrite: bool = False) -> "Simulations":
         """Write all rows to `path`, atomically, and return them opened from there."""
         refuse_existing(path, overwrite)
-        layout.write(path, self.header, len(self), layout.blocks(self.columns, 0, len(self)))
+        native.write(path, self.header, len(self), blocks(self.columns, 0, len(self)))
         return type(self).open(path, prior=self.prior)
 
     def append(self, theta: ArrayLike, x: ArrayLike | Mapping[str, ArrayLike], **described: object) -> "Simulations":
         """Simulations with more rows behind these; where these are a file, the file grows, atomically."""
+        if self.layout is not None:
+            raise FileError(f"{self.path} is not ours to change: save() the simulations to a file of their own first.")
         described = {"prior": self.prior, "names": self.names, "observables": self.observables, **described}
         more = type(self).from_arrays(theta, x, **described)  # type: ignore[arg-type]
         strange = set(self.columns) ^ set(more.columns)
@@ -133,8 +182,8 @@ class Simulations:
         if self.path is None:
             joined = {n: np.concatenate([c[:], more.columns[n][:]], dtype=c.dtype) for n, c in self.columns.items()}
             return type(self)(self.header, joined, self.prior).checked()
-        both = chain(*(layout.blocks(part.columns, 0, len(part)) for part in (self, more)))
-        layout.write(self.path, self.header, len(self) + len(more), both)
+        both = chain(*(blocks(part.columns, 0, len(part)) for part in (self, more)))
+        native.write(self.path, self.header, len(self) + len(more), both)
         return type(self).open(self.path, prior=self.prior)
 
     def __len__(self) -> int:
@@ -169,11 +218,19 @@ class Simulations:
         """(N,), True where the simulation succeeded."""
         return np.asarray(self.columns["valid"][:], bool)
 
-    @property
-    def weight(self) -> Array | None:
-        """(N,), the product of proposal and event weights, or None where there are none."""
-        present = [self.columns[n][:] for n in ("proposal_weight", "event_weight") if n in self.columns]
-        return np.prod(present, axis=0) if present else None
+    def reference(self, names: Sequence[str], rows: np.ndarray) -> tuple[Prior, bool]:
+        """The prior of some parameters, and True; without one normals with the moments of `rows`, and False."""
+        prior = None if self.prior is None else self.prior.marginal(names)
+        if prior is not None:
+            return prior, True
+        theta = gather(self.columns["theta"], rows)
+        moments = zip(theta.mean(0).tolist(), theta.std(0).tolist(), self.parameters, strict=True)
+        by_name = {p.name: Parameter(p.name, Normal(mean, sd), p.label, p.unit) for mean, sd, p in moments}
+        return Prior([by_name[name] for name in names]), False
+
+    def column(self, name: str) -> np.ndarray | None:
+        """All rows of a column that not all simulations have, such as "event_weight", or None."""
+        return np.asarray(self.columns[name][:]) if name in self.columns else None
 
     def x(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The observables of the given rows (ascending), by name."""
@@ -190,71 +247,79 @@ class Simulations:
     def fingerprint(self, rows: int | None = None) -> str:
         """sha256 of the names and the first `rows` rows of theta: the same for the same draws."""
         digest = hashlib.sha256(json.dumps(self.names).encode())
-        digest.update(np.ascontiguousarray(self.theta[:rows]).tobytes())
+        for theta in self._theta_blocks(rows):
+            digest.update(np.ascontiguousarray(theta).tobytes())
         return digest.hexdigest()
+
+    def _theta_blocks(self, rows: int | None = None) -> Iterator[Array]:
+        stop = len(self) if rows is None else min(rows, len(self))
+        for block in blocks({"theta": self.columns["theta"]}, 0, stop):
+            yield np.asarray(block["theta"], np.float64)
 
     def checked(self) -> "Simulations":
         """Self, or `DataError` / `PriorError` where the parameters cannot be learned from."""
-        theta = self.theta
-        bad = ~np.isfinite(theta)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            raise DataError(
-                f"theta row {row}: {self.names[column]} is {theta[row, column]}: parameters must be finite."
-            )
-        if self.prior is not None:
-            self.prior.standardise(theta, self.columns["theta"].dtype)
+        first = 0
+        for theta in self._theta_blocks():
+            bad = ~np.isfinite(theta)
+            if bad.any():
+                row, column = np.argwhere(bad)[0]
+                value = theta[row, column]
+                raise DataError(f"theta row {first + row}: {self.names[column]} is {value}: parameters must be finite.")
+            if self.prior is not None:
+                self.prior.check(theta, self.columns["theta"].dtype, first)
+            first += len(theta)
         return self
+
+    def agreement(self) -> Agreement:
+        """Whether theta, and the rows that succeeded, look like draws from the prior."""
+        return Agreement(self.against_prior(), against_failures(self.names, self.theta, self.valid))
+
+    def against_prior(self) -> dict[str, float]:
+        """p-values of theta against the prior; none without a prior, and none where proposal weights carry it there."""
+        if self.prior is None or "proposal_weight" in self.columns:
+            return {}
+        return against_prior(self.prior, self.theta)
 
     def require_rows(self, names: Sequence[str] | None = None) -> None:
         """Raise where valid rows are too few, theta is bad, or one of `names` (None: all) never changes."""
-        valid = self.valid
-        if valid.sum() < MIN_ROWS:
-            raise DataError(f"{int(valid.sum())} of {len(self)} rows are valid: at least {MIN_ROWS} are needed.")
-        constant = np.ptp(self.checked().theta[valid], axis=0) == 0
+        count = int(self.valid.sum())
+        if count < MIN_ROWS:
+            raise DataError(f"{count} of {len(self)} rows are valid: at least {MIN_ROWS} are needed.")
+        constant = np.ptp(self.checked().theta[self.valid], axis=0) == 0
         for name, same in zip(self.names, constant, strict=True):
             if same and (names is None or name in names):
                 raise DataError(f"parameter {name!r} is the same in all rows: leave it out with parameters=[...].")
 
 
-_DTYPES = {"proposal_weight": np.float64, "event_weight": np.float64, "group": np.int64, "split": np.uint8}
+def _native(pattern: str | Path, prior: Prior | None) -> tuple[Header, dict[str, Column], Prior | None]:
+    """Simulation files of ours, behind each other; a prior may be given to files that have none."""
+    files = matching(pattern)
+    parts = [native.read(path) for path in files]
+    header, first = parts[0]
+    for path, (other, columns) in zip(files, parts, strict=True):
+        if _same(header) != _same(other) or not set(columns) ^ set(first) <= {"failure"}:
+            raise FileError(f"{path} does not continue {files[0]}: its prior, observables or datasets differ.")
+    shared = [name for name in first if all(name in columns for _, columns in parts)]
+    table: dict[str, Column] = {name: joined([columns[name] for _, columns in parts]) for name in shared}
+    if header.prior is None and prior is not None:
+        named = foreign.named(Table(tuple(header.names), table["theta"]), prior)
+        header = replace(header, parameters=prior.parameters, prior=prior.describe())
+        table["theta"] = named.column
+    return header, table, header.restore_prior(prior)
 
 
-def gather(column: Column, rows: np.ndarray) -> np.ndarray:
-    """The given ascending rows, read in contiguous blocks, never one by one."""
-    if isinstance(column, np.ndarray):
-        return column[rows]
-    if not len(rows):
-        return np.empty((0, *column.shape[1:]), column.dtype)
-    pieces = [block["c"] for block in layout.blocks({"c": column}, int(rows[0]), int(rows[-1]) + 1)]
-    return np.concatenate(pieces)[rows - rows[0]]
+def _same(header: Header) -> tuple[Any, ...]:
+    return header.names, header.prior, {name: o.describe() for name, o in header.observables.items()}
 
 
-def _finite_rows(a: np.ndarray) -> np.ndarray:
-    return np.asarray(np.isfinite(a).all(axis=tuple(range(1, a.ndim))))
+def _array(values: ArrayLike) -> np.ndarray:
+    """An array whose truth values are 0 and 1."""
+    found = np.asarray(values)
+    return found.astype(np.uint8) if found.dtype.kind == "b" else found
 
 
 def _names(names: Sequence[str] | None, dimension: int) -> list[str]:
     return [f"theta_{i}" for i in range(dimension)] if names is None else list(names)
-
-
-def _widen(theta: np.ndarray, prior: Prior | None) -> Array:
-    """Theta in float64, where narrower floats that round across an edge of the prior lie on that edge."""
-    narrow = theta.dtype.kind == "f" and theta.dtype.itemsize < 8
-    wide = theta.astype(np.float64, copy=False)
-    return snap(wide, prior.coordinates, theta.dtype) if narrow and prior is not None else wide
-
-
-def _cast(name: str, values: np.ndarray) -> np.ndarray:
-    """A column in its dtype, where every row survives that."""
-    with np.errstate(invalid="ignore"):
-        cast = values.astype(_DTYPES[name])
-    bad = (cast != values) | ~np.isfinite(cast) | (cast > 2 if name == "split" else False)
-    if bad.any():
-        row = int(np.argmax(bad))
-        wanted = "0 (train), 1 (validation) or 2 (test)" if name == "split" else f"a finite {cast.dtype}"
-        raise DataError(f"{name} row {row} is {values[row]}: it must be {wanted}.")
-    return cast
 
 
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
@@ -266,10 +331,6 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
             raise DataError(f"theta has {len(theta)} rows and {name} has shape {column.shape}: they must pair up.")
         if column.dtype.kind not in "fiub":
             raise DataError(f"{name} has dtype {column.dtype}: give real numbers.")
-    weight = columns.get("proposal_weight")
-    if weight is not None and not (weight > 0).all():
-        row = int(np.argmin(weight > 0))
-        raise DataError(f"proposal_weight row {row} is {weight[row]}: a ratio of densities is positive.")
 
 
 def _check_shapes(header: Header, columns: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,226 @@
+"""One task of a campaign: a shard, drawn, written, and read back.
+
+A shard is an atomic file of a fixed number of rows whose random numbers follow from (seed, shard number) alone.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from sbi_dgm.data import format as layout
+from sbi_dgm.data.format import Block, Header
+from sbi_dgm.errors import DataError, FileError
+from sbi_dgm.seeds import numpy_generator
+from sbi_dgm.simulator import FailedRowsError, MisfitError, Simulator, fitted, one_by_one, reason
+
+KEPT = "The finished shards are kept; the same call again goes on."
+MESSAGE_BYTES = 120
+MESSAGE = h5py.string_dtype("utf-8", MESSAGE_BYTES)
+BLOCK_BYTES = 2**23
+Outcome = tuple[dict[str, np.ndarray], dict[int, BaseException]]  # the observables; why rows failed, by their numbers
+
+
+class Plan(NamedTuple):
+    """What makes a campaign's rows, apart from their number."""
+
+    simulator: Simulator
+    seed: int
+    shard_rows: int
+
+    def header(self) -> Header:
+        """The header of its files; two plans with one header make the same rows."""
+        made_by = {
+            "name": self.simulator.name,
+            "version": str(getattr(self.simulator, "version", "")),
+            "seed": self.seed,
+            "shard_rows": self.shard_rows,
+        }
+        prior = self.simulator.prior
+        return Header(prior.parameters, self.simulator.observables, prior.describe(), made_by)
+
+    def rows(self, index: int) -> str:
+        """Shard `index` in words."""
+        return f"shard {index} (rows {index * self.shard_rows} to {(index + 1) * self.shard_rows - 1})"
+
+
+def shard(folder: Path, index: int) -> Path:
+    """Where shard `index` lies."""
+    return folder / f"{index:06d}.h5"
+
+
+def fill(plan: Plan, index: int, folder: Path) -> int:
+    """Draw shard `index` and write it into `folder`; how many of its rows failed.
+
+    Raises:
+        DataError: no row fits the observables, as no row of any shard will.
+        FileError: the shard cannot be written.
+
+    """
+    if not folder.is_dir():
+        raise FileError(f"{folder} is not there for a worker: all workers must share the file system that it lies on.")
+    block = draw(plan, index)
+    try:
+        layout.write(shard(folder, index), plan.header(), plan.shard_rows, [block])
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"{plan.rows(index)} cannot be written to {folder}: {error}. {KEPT}") from None
+    return int((block["valid"] == 0).sum())
+
+
+def draw(plan: Plan, index: int) -> Block:
+    """The columns of shard `index`; `failure` is among them only where rows failed."""
+    rng = numpy_generator(plan.seed, index)
+    theta = plan.simulator.prior.draw(plan.shard_rows, rng)
+    x, errors = _outcome(plan, theta, rng, index)
+    errors = _not_finite(x) | errors
+    valid = ~np.isin(np.arange(len(theta)), list(errors))
+    columns = {f"x/{name}": _blank(a, valid) for name, a in x.items()}
+    number = np.full(len(theta), index, np.uint64)
+    block = {"theta": theta, **columns, "valid": valid.astype(np.uint8), "seed": number}
+    return block | {"failure": _messages(errors, len(theta))} if errors else block
+
+
+def _outcome(plan: Plan, theta: np.ndarray, rng: np.random.Generator, index: int) -> Outcome:
+    """The simulator's, for the batch; where that raises, for each row from (seed, shard, row)."""
+    simulator, rows = plan.simulator, len(theta)
+
+    def alone(row: int) -> dict[str, np.ndarray]:
+        run = partial(simulator, theta[row : row + 1], numpy_generator(plan.seed, index, row))
+        x, errors = _tried(simulator, run, 1)
+        for error in errors.values():
+            raise error
+        return {name: a[0] for name, a in x.items()}
+
+    try:
+        x, errors = _tried(simulator, partial(simulator, theta, rng), rows)
+    except (Exception, SystemExit):  # noqa: BLE001  (a simulator may raise anything; find the rows that do)
+        x, errors = _tried(simulator, partial(one_by_one, alone, rows), rows)
+    if len(errors) == rows and all(isinstance(error, MisfitError) for error in errors.values()):
+        raise DataError(f"simulator {simulator.name!r}: {reason(errors[0])}.")
+    return x, errors
+
+
+def _tried(simulator: Simulator, run: Callable[[], Any], rows: int) -> Outcome:
+    try:
+        output, errors = run(), {}
+    except FailedRowsError as some:
+        output, errors = some.x, some.errors
+    if output is None:
+        return {n: np.full((rows, *o.shape), np.nan, np.float32) for n, o in simulator.observables.items()}, errors
+    return fitted(simulator.observables, output, rows), errors
+
+
+def _not_finite(x: dict[str, np.ndarray]) -> dict[int, BaseException]:
+    """The rows with a number that is not finite, and where it stands."""
+    errors: dict[int, BaseException] = {}
+    for name, a in x.items():
+        bad = ~np.isfinite(a).reshape(len(a), -1)
+        for row in np.flatnonzero(bad.any(1)):
+            entry = np.unravel_index(int(np.argmax(bad[row])), a.shape[1:])
+            place = ", ".join(str(i) for i in entry)
+            where = f"{name}: entry {place}" if place else name
+            errors.setdefault(int(row), DataError(f"{where} is {a[row][entry]}"))
+    return errors
+
+
+def _blank(a: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Failed rows hold NaN, or 0 for integers."""
+    a = a.copy()
+    a[~valid] = np.nan if a.dtype.kind == "f" else 0
+    return a
+
+
+def _messages(errors: dict[int, BaseException], rows: int) -> np.ndarray:
+    """(rows,) of UTF-8 bytes, empty for a success, cut at a whole character."""
+    messages = np.zeros(rows, MESSAGE)
+    for row, error in errors.items():
+        whole = reason(error).encode(errors="replace")[:MESSAGE_BYTES]
+        messages[row] = whole.decode(errors="ignore").encode()
+    return messages
+
+
+def whole(path: Path, rows: int) -> bool:
+    """Whether a shard can be read, every checksum included."""
+    try:
+        columns = layout.read(path)[1]
+        return all(len(column[:]) == rows for column in columns.values())
+    except (FileError, DataError):
+        return False
+
+
+class NoSuccessError(DataError):
+    """All rows of a campaign failed."""
+
+
+class Part(NamedTuple):
+    """The first rows of a file, as a part of a longer one."""
+
+    path: Path
+    rows: int
+
+    def columns(self) -> dict[str, Any]:
+        """Its columns, on the disk."""
+        return dict(layout.read(self.path)[1])
+
+
+def joined(parts: list[Part]) -> Iterator[Block]:
+    """Blocks of all rows of the parts, behind each other.
+
+    The messages of failures are among the columns where a row failed. A part without a success knows of no integers:
+    its NaN become their 0.
+
+    Raises:
+        NoSuccessError: all rows failed.
+        DataError: an observable changes its type.
+
+    """
+    dtypes = _dtypes(parts)
+    waiting, size = [], 0
+    for part in parts:
+        for block in layout.blocks(part.columns(), 0, part.rows):
+            waiting.append({name: _typed(part, block, name, dtype) for name, dtype in dtypes.items()})
+            size += sum(a.nbytes for a in waiting[-1].values())
+            if size >= BLOCK_BYTES:
+                yield _stacked(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield _stacked(waiting)
+
+
+def _stacked(blocks: list[dict[str, np.ndarray]]) -> Block:
+    return {name: np.concatenate([block[name] for block in blocks], dtype=a.dtype) for name, a in blocks[0].items()}
+
+
+def _dtypes(parts: list[Part]) -> dict[str, np.dtype]:
+    """Of the columns, by the first part with a success; `failure` where a row failed."""
+    dtypes: dict[str, np.dtype] = {}
+    failed: list[bytes] = []
+    for part in parts:
+        columns = part.columns()
+        valid = columns["valid"][: part.rows].astype(bool)
+        if not valid.all() and not failed:
+            failed = _told(columns, valid)
+        if valid.any() and not dtypes:
+            dtypes = {name: column.dtype for name, column in columns.items() if name != "failure"}
+    if not dtypes:
+        raise NoSuccessError(f"all {sum(part.rows for part in parts)} simulations failed: {failed[0].decode()}.")
+    return dtypes | {"failure": MESSAGE} if failed else dtypes
+
+
+def _told(columns: dict[str, Any], valid: np.ndarray) -> list[bytes]:
+    messages = columns["failure"][: len(valid)] if "failure" in columns else np.full(len(valid), b"unknown")
+    return messages[~valid].tolist()
+
+
+def _typed(part: Part, block: Block, name: str, dtype: np.dtype) -> np.ndarray:
+    if name == "failure":
+        return np.asarray(block.get(name, np.zeros(len(block["theta"]), MESSAGE))).astype(dtype)
+    a = block[name]
+    if a.dtype.kind == "f" and dtype.kind in "iub" and np.isnan(a).all():
+        return np.zeros(a.shape, dtype)
+    if not np.can_cast(a.dtype, dtype):
+        raise DataError(f"{part.path}: {name} is of type {a.dtype}, and of {dtype} before: a simulator keeps to one.")
+    return a.astype(dtype, copy=False)
