@@ -544,7 +544,7 @@ BAD = {
     "x_alone": ({}, {"theta": None}, r"the layout of a foreign file needs theta='theta' too"),
     "no_place": ({}, {"theta": ","}, "theta names no place in the file"),
     "no_table": ({}, {"theta": "params.txt"}, r"there is no file 'params\.txt'"),
-    "table_and_more": ({}, {"theta": "params.txt,theta"}, "give one table beside the file, or places within it"),
+    "table_and_more": ({}, {"theta": "params.txt,theta"}, "give one table beside the file, columns of it"),
 }
 
 
@@ -739,3 +739,16 @@ def test_the_documented_words_are_understood(tmp_path):
 def test_an_unusable_option_is_an_option_error(tmp_path):
     with pytest.raises(OptionError):
         Simulations.open(paired(tmp_path), theta="theta", x="x", weight="w")
+
+
+def test_columns_of_a_table_beside_are_chosen_by_name_and_in_order(tmp_path):
+    made = layouts.camels(tmp_path)
+    whole = Simulations.open(made.path, theta="params.txt", x="maps")
+    for names in (["sigma_8"], ["sigma_8", "omega_m"]):
+        some = Simulations.open(made.path, theta=[f"params.txt/{name}" for name in names], x="maps")
+        assert some.names == names
+        np.testing.assert_array_equal(some.theta, whole.theta[:, [whole.names.index(name) for name in names]])
+    with pytest.raises(DataError, match=r"params\.txt: unknown column 'omega': did you mean 'omega_m'\?"):
+        Simulations.open(made.path, theta="params.txt/omega", x="maps")
+    with pytest.raises(OptionError, match="give one table beside the file, columns of it"):
+        Simulations.open(made.path, theta="params.txt,params.txt/omega_m", x="maps")

@@ -19,7 +19,7 @@ from sbi_dgm.data.columns import Column, Finite, Handle, Padded, Repeated, chunk
 from sbi_dgm.data.format import Header, cast
 from sbi_dgm.data.places import Seen, merged, observables, padded, stored, table, vector
 from sbi_dgm.data.tables import SUFFIXES, Table, beside
-from sbi_dgm.errors import DataError, FileError, OptionError, PriorError
+from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, unknown
 from sbi_dgm.files import matching
 from sbi_dgm.options import Options
 from sbi_dgm.parameters import Observable, Parameter
@@ -158,18 +158,42 @@ def _part(handle: Handle, layout: Layout, *, bare: bool = False) -> Part:
     return part
 
 
-def _outside(layout: Layout) -> str | None:
-    """The table beside that holds theta, if there is one."""
-    outside = [place for place in layout.theta if Path(place).suffix in SUFFIXES]
-    if outside and len(layout.theta) > 1:
-        raise OptionError(f"theta = {', '.join(layout.theta)}: give one table beside the file, or places within it.")
-    return outside[0] if outside else None
+def _outside(layout: Layout) -> tuple[str, list[str]] | None:
+    """The table beside that holds theta, and the columns of it that are meant (none: all); None where it is inside."""
+    split = [_table_and_column(place) for place in layout.theta]
+    tables, columns = {name for name, _ in split}, [column for _, column in split if column]
+    if tables == {""}:
+        return None
+    if len(tables) > 1 or len(columns) not in (0, len(split)) or (len(split) > 1 and not columns):
+        raise OptionError(
+            f"theta = {', '.join(layout.theta)}: give one table beside the file, columns of it (params.txt/omega_m), "
+            "or places within the file."
+        )
+    return tables.pop(), columns
+
+
+def _table_and_column(place: str) -> tuple[str, str]:
+    """Name of a table beside and of its column; both may be empty."""
+    if Path(place).suffix in SUFFIXES:
+        return place, ""
+    parent, _, column = place.rpartition("/")
+    return (parent, column) if Path(parent).suffix in SUFFIXES else ("", "")
+
+
+def _chosen(name: str, found: Table, columns: Sequence[str]) -> Table:
+    """Some columns of a table beside, in the order given; all where none are."""
+    for column in columns:
+        if column not in found.names:
+            raise DataError(f"{name}: {unknown('column', column, found.names)}")
+    entries = [found.names.index(column) for column in columns]
+    return Table(tuple(columns), np.asarray(found.column[:])[:, entries]) if columns else found
 
 
 def _theta(parts: Sequence[Part], layout: Layout) -> Table:
     outside, first = _outside(layout), parts[0]
     if outside is not None:
-        return beside(outside, first.handle.path.parent)
+        name, columns = outside
+        return _chosen(name, beside(name, first.handle.path.parent), columns)
     tables = [part.theta for part in parts if part.theta is not None]
     for part, other in zip(parts, tables, strict=True):
         if (other.names, other.column.shape[1:]) != (tables[0].names, tables[0].column.shape[1:]):
