@@ -34,7 +34,7 @@ class Layout(Options):
 
     Attributes:
         theta: places of the parameters: datasets (N,) or (N, D), fields of a compound one, a group of columns; or a
-            table in a file beside (.txt, .csv, .dat, .tsv, .npy). Text by commas, or a list.
+            table in a file beside (.txt, .csv, .dat, .tsv, .npy), or columns of it. Text by commas, or a list.
         x: places of the observables, by name; text by commas, `name=place` or `place`. A group with `values`
             and `offsets` holds sets of varying size, complex numbers become pairs of real ones.
         weight: {"event": place} for weights of Monte Carlo events, {"proposal": place} for p(theta) / p~(theta).
