@@ -215,6 +215,28 @@ def test_files_of_ours_behind_each_other_are_one_table(tmp_path):
         Simulations.open(tmp_path / "part_*.h5")
 
 
+@pytest.mark.filterwarnings("ignore:.*simulations failed")
+def test_files_of_ours_join_where_only_some_know_of_failures(tmp_path):
+    def half(theta, rng):
+        if (theta > 0).any():
+            raise ZeroDivisionError("positive")
+        return theta
+
+    for name, run in (("a", half), ("b", lambda theta, rng: theta)):
+        content = {
+            "name": "toy",
+            "prior": Prior([Parameter("a", Normal(0, 1))]),
+            "observables": {"x": Observable((1,))},
+        }
+        simulator = type("Toy", (), content | {"__call__": staticmethod(run)})()
+        sbi_dgm.simulate(simulator, 60, out=tmp_path / f"{name}.h5", progress=False)
+    assert "failure" in Simulations.open(tmp_path / "a.h5").columns
+    joined = Simulations.open(tmp_path / "[ab].h5")
+    assert len(joined) == 120
+    assert "failure" not in joined.columns
+    assert 60 < joined.valid.sum() < 120
+
+
 def test_a_prior_may_be_given_to_a_file_of_ours_that_has_none(tmp_path):
     theta, x = draws(60)
     Simulations.create(tmp_path / "a.h5", theta[:, ::-1], x, names=["b", "a"])
