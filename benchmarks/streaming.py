@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 NUMBERS, BATCH, BLOCK = 1024, 512, 8192
 RESULTS = Path(__file__).parent / "results" / "streaming.json"
@@ -158,11 +159,13 @@ def results() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def measured(key: str, python: str, *words: str) -> dict:
+def measured(key: str, python: str, *arguments: str) -> dict:
     """A measurement, run in a process of its own unless it is there already."""
     if key not in results():
         print("measuring", key, flush=True)
-        run = subprocess.run([python, __file__, "--child", *words], capture_output=True, text=True, check=False)  # noqa: S603
+        words = [python, str(Path(__file__).resolve()), "--child", *arguments]
+        with TemporaryDirectory() as folder:  # sbi leaves logs where it runs
+            run = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)  # noqa: S603
         failed = {"failed": f"exit code {run.returncode}: {(run.stderr.strip().splitlines() or [''])[-1]}"}
         found = json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else failed
         RESULTS.parent.mkdir(exist_ok=True)
@@ -241,6 +244,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.child:
         return child(a.child)
+    a.folder = a.folder.resolve()
     a.folder.mkdir(parents=True, exist_ok=True)
     (order if a.sorted else peer if a.sbi else speed)(a)
     print(table(results()))
