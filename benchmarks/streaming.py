@@ -183,15 +183,13 @@ def table(done: dict) -> str:
             lines.append(
                 f"| {key} | {found['rows']:,} | {found['rows_per_second']:,.0f} | {found['peak_gib']:.2f} | {before} |"
             )
-    for kind in ("plain", "gzip"):
+    for kind, gib in sorted({(k.split()[0], k.split()[2]) for k in done if k.split()[1] == "stream" and "GiB" in k}):
         rates = {
-            m: [v["rows_per_second"] for k, v in done.items() if k.startswith(f"{kind} {m}")]
-            for m in ("stream", "memory")
+            m: [v["rows_per_second"] for k, v in done.items() if k.startswith(f"{kind} {m} {gib} ")] for m in MODES
         }
         if all(rates.values()):
-            lines.append(
-                f"\n{kind}: streamed / in memory = {median(rates['stream']) / median(rates['memory']):.3f} (medians)"
-            )
+            ratio = median(rates["stream"]) / median(rates["memory"])
+            lines.append(f"\n{kind}, {gib} GiB: streamed / in memory = {ratio:.3f} (medians)")
     losses = {m: [v["best_validation_loss"] for k, v in done.items() if k.startswith(f"sorted {m}")] for m in MODES}
     if all(losses.values()):
         gap = [a - b for a, b in zip(losses["stream"], losses["memory"], strict=False)]
