@@ -105,7 +105,8 @@ def _sample(a: argparse.Namespace) -> None:
     posterior = load(a.model, device=a.device)
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
-    samples = posterior.sample(a.n, x, seed=a.seed, log_prob=True, progress=True)
+    keep = a.log_prob or posterior.density == "exact"
+    samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True)
     figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
     if samples.array.ndim == 2 and a.n:
@@ -194,7 +195,7 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
     _output(p, "run folder")
     _layout(p)
-    p.add_argument("--estimator", help="family: flow, located (default: flow)")
+    p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, located (default: flow)")
     p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=lambda text: text.split(","), help="names to infer, by commas; others drop out")
     p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
@@ -208,6 +209,7 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("-n", type=int, default=10_000, help="draws")
     _output(p, "file of samples (HDF5)")
     p.add_argument("--row", type=int, help="row of a simulation file")
+    p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
     p.add_argument("--corner", help="also draw a corner plot into this file")
     p.add_argument("--seed", type=int, default=0)
     _device(p)

@@ -109,8 +109,9 @@ class Summary(nn.Module):
 
     def features(self, observables: Observables) -> int:
         """C, found by embedding two rows of zeros."""
+        device = next(self.buffers()).device
         with torch.no_grad():
-            context = self({name: torch.zeros(2, *observables[name].shape) for name in self.names})
+            context = self({name: torch.zeros(2, *observables[name].shape, device=device) for name in self.names})
         if context.ndim != 2 or len(context) != 2:
             raise OptionError(f"the embedding gave {tuple(context.shape)} for 2 rows: it must give (2, C).")
         return context.shape[1]

@@ -36,6 +36,10 @@ class TrainingError(SbiError):
     """Training that cannot go on: a loss that is not finite, a checkpoint of another run."""
 
 
+class SolverError(SbiError):
+    """A differential equation that cannot be solved: numbers that are not finite, too many steps."""
+
+
 class ExternalError(SbiError):
     """An artefact refers to an object that it does not contain and that must be passed to `load`."""
 

@@ -6,7 +6,7 @@ must be passed again.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -66,6 +66,16 @@ def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed
         chosen = options.restore("estimator", FAMILIES, model.estimator)
         space = Space((len(model.reference),))
         return Conditional(summary, chosen.build(space, summary.features(model.observables)))
+
+
+def rebuilt(model: Model, network: Conditional) -> Conditional:
+    """The weights of `network` behind the estimator's options of `model`, which must make the same weights."""
+    summary = cast("embeddings.Summary", network.summary)
+    chosen = options.restore("estimator", FAMILIES, model.estimator)
+    with lending(0):  # initial weights, at once replaced
+        estimator = chosen.build(network.estimator.space, summary.features(model.observables))
+    estimator.load_state_dict(network.estimator.state_dict())
+    return Conditional(summary, estimator.to(next(network.estimator.parameters()).device))
 
 
 def device_named(name: str) -> torch.device:

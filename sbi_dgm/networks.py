@@ -1,5 +1,7 @@
 """Small networks that every family shares."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,10 +44,7 @@ class ResidualMLP(nn.Module):
             )
             for _ in range(blocks)
         )
-        last = nn.Linear(hidden, outputs)
-        if zero:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        last = _zeroed(hidden, outputs) if zero else nn.Linear(hidden, outputs)
         self.last = nn.Sequential(nn.SiLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,6 +67,79 @@ class Constant(nn.Module):
 
 def _linear(inputs: int, outputs: int) -> nn.Module:
     return nn.Linear(inputs, outputs) if inputs else Constant(outputs)
+
+
+def _zeroed(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts as zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class SteeredMLP(nn.Module):
+    """Residual MLP of z whose blocks are steered by a time and a context.
+
+    h_0 = W z + V c, and each block is h + B a(A a(h) + E e) with e = a(E_s(s) + E_c(c)): the shift of FiLM (Perez et
+    al. 2018, arXiv:1709.07871), without its scale, which cost more than it gave (`docs/diffusion.md`). That z meets c
+    in the first layer matters: posteriors are mostly functions of their differences. The output starts at zero.
+
+    Steering is broadcast, so that many z of one context and time share its cost; `steer` does the context's part.
+
+    Args:
+        features: D, of z.
+        context: C; 0 is allowed.
+        hidden: width H of the residual stream.
+        blocks: number of residual blocks.
+        frequencies: of the cosines cos(pi k s), k < frequencies, that describe the time s in [0, 1].
+        dropout: fraction of a block's inner units that training leaves out.
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int,
+        *,
+        hidden: int = 128,
+        blocks: int = 4,
+        frequencies: int = 16,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, hidden)
+        self.time = nn.Linear(frequencies, hidden)
+        self.beside = _linear(context, hidden)
+        self.context = ResidualMLP(context, hidden, hidden=hidden, blocks=1, dropout=dropout)
+        self.blocks = nn.ModuleList(_Steered(hidden, dropout) for _ in range(blocks))
+        self.last = nn.Sequential(nn.SiLU(), _zeroed(hidden, features))
+
+    def steer(self, context: Tensor) -> Tensor:
+        """What the network needs of a context: (..., C) -> (..., 2 H)."""
+        return torch.cat([self.beside(context), self.context(context)], dim=-1)
+
+    def forward(self, z: Tensor, s: Tensor, steering: Tensor) -> Tensor:
+        """Z (..., D), s (...) and steering (..., 2 H), each broadcast -> (..., D)."""
+        waves = torch.cos(math.pi * s[..., None] * torch.arange(self.time.in_features, device=s.device))
+        beside, context = steering.chunk(2, dim=-1)
+        e = functional.silu(self.time(waves.to(z.dtype)) + context)
+        h = self.first(z) + beside
+        for block in self.blocks:
+            h = block(h, e)
+        return self.last(h)
+
+
+class _Steered(nn.Module):
+    """One block of `SteeredMLP`."""
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.inner, self.steering, self.outer = (nn.Linear(hidden, hidden) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        inner = functional.silu(self.inner(functional.silu(h)) + self.steering(e))
+        return h + self.outer(self.dropout(inner))
 
 
 class MaskedMLP(nn.Module):

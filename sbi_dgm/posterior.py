@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from sbi_dgm import artifact, embeddings
@@ -22,9 +22,10 @@ from sbi_dgm.coordinates import snap
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.distributions import Array
 from sbi_dgm.errors import ObservationError, OptionError, PriorError, SbiError
-from sbi_dgm.estimators.base import Conditional
+from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
-from sbi_dgm.model import Model, device_named, network
+from sbi_dgm.model import Model, device_named, network, rebuilt
+from sbi_dgm.options import describe, restore
 from sbi_dgm.priors import Prior
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, torch_generator
@@ -75,6 +76,23 @@ class Posterior:
         return self.prior
 
     @property
+    def density(self) -> str:
+        """What `log_prob` is: "exact", or "ode" (up to a solver's tolerance, see `log_prob_and_error`)."""
+        return self.network.estimator.density
+
+    def using(self, **options: Any) -> "Posterior":
+        """The same weights with other options of use, such as a sampler's `steps`: those in the family's `USE`.
+
+        Example::
+
+            posterior.using(sampler="dpm", steps=20).sample(1000, x)
+
+        """
+        chosen = restore("estimator", FAMILIES, self.model.estimator).using(**options)
+        model = self.model._replace(estimator=describe(FAMILIES, chosen))
+        return Posterior(model, rebuilt(model, self.network), self.record)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
@@ -117,8 +135,11 @@ class Posterior:
         with tqdm(total=len(context) * n, unit="draw", desc="sampling", disable=not progress) as bar:
             for rows, draws in _blocks(len(context), n):
                 count = draws.stop - draws.start
-                z, density = self.network.estimator.sample_and_log_prob(count, context[rows], generator)
-                theta[rows, draws], log_q[rows, draws] = self._to_theta(_numpy(z), _numpy(density))
+                z, density = self._drawn(count, context[rows], generator, log_prob)
+                theta[rows, draws] = self._to_theta(_numpy(z))
+                if log_prob:
+                    log_det = self.model.reference.coordinates.forward(theta[rows, draws])[1]
+                    log_q[rows, draws] = _numpy(density) + log_det
                 bar.update(theta[rows, draws].shape[0] * count)
         kept = (theta[0], log_q[0]) if single else (theta, log_q)
         return Samples.of(self.model.reference, kept[0], kept[1] if log_prob else None)
@@ -134,24 +155,44 @@ class Posterior:
             the shape of theta without its last axis.
 
         """
+        return self.log_prob_and_error(theta, x, error=False)[0]
+
+    def log_prob_and_error(self, theta: ArrayLike, x: Observation, *, error: bool = True) -> tuple[Array, Array]:
+        """ln q as `log_prob` gives it, and an estimate of its numerical error, of the same shape.
+
+        The error is that of solving the equation behind diffusion and flow matching, zero for exact densities; it says
+        nothing of how well the network was trained. `error=False` spares the second solution.
+        """
         context, single = self._context(x)
         theta = np.asarray(theta, np.float64)
-        stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
-        stack = stack[:, None] if not single and stack.ndim == 2 else stack
-        if stack.ndim != 3 or stack.shape[::2] != (len(context), len(self.names)):
-            axes = "(D,) or (S, D)" if single else f"({len(context)}, D) or ({len(context)}, S, D)"
-            raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {len(self.names)}.")
         coordinates = self.model.reference.coordinates
-        snapped = snap(stack, coordinates, np.float64)
+        snapped = snap(self._stacked(theta, len(context), single), coordinates, np.float64)
         within = np.asarray(coordinates.inside(snapped).all(-1))
-        z, log_det = coordinates.forward(
-            np.where(within[..., None], snapped, coordinates.inverse(np.zeros(len(self.names))))
-        )
-        log_q = np.empty(z.shape[:2])
+        somewhere = coordinates.inverse(np.zeros(len(self.names)))
+        z, log_det = coordinates.forward(np.where(within[..., None], snapped, somewhere))
+        log_q, errors = np.empty(z.shape[:2]), np.zeros(z.shape[:2])
         for rows, draws in _blocks(*z.shape[:2]):
             tensor = torch.as_tensor(z[rows, draws], dtype=torch.float32, device=self.device)
-            log_q[rows, draws] = _numpy(self.network.estimator.log_prob(tensor, context[rows]))
-        return np.where(within, log_q + log_det, -np.inf).reshape(theta.shape[:-1])
+            with torch.no_grad():
+                log_q[rows, draws], errors[rows, draws] = self._density(tensor, context[rows], error)
+        log_q, errors = np.where(within, log_q + log_det, -np.inf), np.where(within, errors, 0.0)
+        return log_q.reshape(theta.shape[:-1]), errors.reshape(theta.shape[:-1])
+
+    def _stacked(self, theta: Array, observations: int, single: bool) -> Array:
+        """Theta as (B, S, D), checked."""
+        stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
+        stack = stack[:, None] if not single and stack.ndim == 2 else stack
+        if stack.ndim != 3 or stack.shape[::2] != (observations, len(self.names)):
+            axes = "(D,) or (S, D)" if single else f"({observations}, D) or ({observations}, S, D)"
+            raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {len(self.names)}.")
+        return stack
+
+    def _density(self, z: Tensor, context: Tensor, error: bool) -> tuple[Array, Array | float]:
+        estimator = self.network.estimator
+        if error:
+            log_q, errors = estimator.log_prob_and_error(z, context)
+            return _numpy(log_q), _numpy(errors)
+        return _numpy(estimator.log_prob(z, context)), 0.0
 
     def map(self, x: Observation, *, draws: int = 2000, seed: int = 0) -> Array:
         """The maximum of q(theta | x) within the box of its draws: (D,), or (B, D) for a stack.
@@ -185,14 +226,21 @@ class Posterior:
             warnings.warn(f"the maximum lies at the edge of the draws for {', '.join(stuck)}.", stacklevel=3)
         return coordinates.inverse(best)
 
-    def _to_theta(self, z: Array, log_q: Array) -> tuple[Array, Array]:
+    @torch.no_grad()
+    def _drawn(self, n: int, context: Tensor, generator: Generator, log_prob: bool) -> tuple[Tensor, Tensor]:
+        """Draws, and their ln q where it is asked for."""
+        estimator = self.network.estimator
+        if log_prob:
+            return estimator.sample_and_log_prob(n, context, generator)
+        return estimator.sample(n, context, generator), context.new_empty(0)
+
+    def _to_theta(self, z: Array) -> Array:
         bad = ~np.isfinite(z).all(-1)
         if bad.any():
             raise SbiError(
                 f"{int(bad.sum())} of {bad.size} draws are not finite: the network diverged at this observation."
             )
-        theta = self.model.reference.coordinates.inverse(z)
-        return theta, log_q + self.model.reference.coordinates.forward(theta)[1]
+        return self.model.reference.coordinates.inverse(z)
 
     @torch.no_grad()
     def _context(self, x: Observation) -> tuple[Tensor, bool]:

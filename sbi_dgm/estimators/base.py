@@ -6,11 +6,13 @@ context (B, C) is whatever an embedding made of the observation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Generator, Tensor, nn
 
 from sbi_dgm import options
+from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.options import Options
 
 Density = Literal["exact", "ode", "bound", "unnormalised", "none"]
@@ -49,11 +51,18 @@ class Estimator(nn.Module):
 
     def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
         """Draw n times for each row of the context: (B, C) -> (B, n, D)."""
-        raise NotImplementedError
+        return self.sample_and_log_prob(n, context, generator)[0]
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
         """ln p(z | context): (B, D) -> (B,), or (B, S, D) -> (B, S)."""
         raise NotImplementedError
+
+    def log_prob_and_error(
+        self, z: Tensor, context: Tensor, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """ln p and an estimate of its numerical error, both of the shape of `log_prob`; exact densities have none."""
+        log_prob = self.log_prob(z, context, generator)
+        return log_prob, torch.zeros_like(log_prob)
 
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draws (B, n, D) and their ln p (B, n), by one and the same map."""
@@ -82,7 +91,25 @@ class Conditional(nn.Module):
 
 
 class Family(Options):
-    """The options of a family: frozen defaults, and `build`, which makes the estimator."""
+    """The options of a family: frozen defaults, and `build`, which makes the estimator.
+
+    Attributes:
+        USE: names of the options that may change after training.
+
+    """
+
+    USE: ClassVar[frozenset[str]] = frozenset()
+
+    def using(self, **values: Any) -> Self:
+        """These options with others of use.
+
+        >>> family("diffusion").using(steps=20).steps
+        20
+        """
+        for name in values:
+            if name not in self.USE:
+                raise OptionError(unknown(f"option of {type(self).__name__} to change after training", name, self.USE))
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | values)
 
     def build(self, space: Space, context_dim: int) -> Estimator:
         """Make an untrained estimator of z in `space` given `context_dim` context features."""
@@ -91,6 +118,8 @@ class Family(Options):
 
 FAMILIES: options.Table = {
     "flow": ("sbi_dgm.estimators.flow", "Flow"),
+    "diffusion": ("sbi_dgm.estimators.diffusion", "Diffusion"),
+    "flow_matching": ("sbi_dgm.estimators.flow_matching", "FlowMatching"),
     "located": ("sbi_dgm.estimators.located", "Located"),
 }
 

@@ -96,9 +96,6 @@ class FlowEstimator(Estimator):
         rows = context.repeat_interleave(z.shape[1], dim=0)
         return -self(z.flatten(0, 1), rows).unflatten(0, z.shape[:2])
 
-    def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
-        return self.sample_and_log_prob(n, context, generator)[0]
-
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         shape = (len(context), n, self.space.size)
         u = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype).flatten(0, 1)

@@ -4,10 +4,13 @@ r"""A learned location and scale in front of any family: z = mu(c) + L(c) u, wit
     \ln p(z | c) = \ln p(u | c) - \sum_i \ln L_{ii}(c), \qquad u = L(c)^{-1} (z - \mu(c))
 
 with L lower triangular, its diagonal positive. Where posteriors are a hundred times narrower than the prior,
-a family sees u of order one for every observation, so its resolution is spent on shape. The two are trained
-together on the family's own loss, shifted by the log-determinant (which is exact).
+a family sees u of order one for every observation, so its resolution is spent on shape. Where the family's loss is
+a likelihood, the two are trained together on it, shifted by the log-determinant (which is exact). Any other loss
+would gain by shrinking u; there mu and L are those of the Gaussian N(mu, L L^T) of maximum likelihood, and the family
+learns the u that they leave.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from torch import Generator, Tensor
 from sbi_dgm.estimators.base import Density, Estimator, Family, Space
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.networks import ResidualMLP
+
+LIKELIHOODS = ("exact", "bound")  # densities of families whose loss is -ln p, or a bound above it
 
 
 class Located(Family):
@@ -39,6 +44,10 @@ class Located(Family):
 
     def __init__(self, of: Family | None = None, **options: Any) -> None:
         super().__init__(**({} if of is None else {"of": of}), **options)
+
+    def using(self, **values: Any) -> "Located":
+        """These options with others of use, which are those of the family behind."""
+        return Located(self.of.using(**values), hidden=self.hidden, blocks=self.blocks)
 
     def build(self, space: Space, context_dim: int) -> "LocatedEstimator":
         size = space.size
@@ -68,24 +77,32 @@ class LocatedEstimator(Estimator):
         scale[..., row, column] = below
         return mean, scale, log_diagonal.sum(-1)
 
-    @staticmethod
-    def _whiten(z: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """U for z (B, S, D)."""
-        return torch.linalg.solve_triangular(scale, (z - mean.unsqueeze(1)).mT, upper=False).mT
+    def _whitened(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """U for z, (B, D) or (B, S, D), and ln det L, (B,) or (B, 1)."""
+        mean, scale, log_det = self._locate(context)
+        stack = z if z.ndim > 2 else z.unsqueeze(1)
+        u = torch.linalg.solve_triangular(scale, (stack - mean.unsqueeze(1)).mT, upper=False).mT
+        return (u, log_det.unsqueeze(-1)) if z.ndim > 2 else (u.squeeze(1), log_det)
 
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
-        mean, scale, log_det = self._locate(context)
-        u = self._whiten(z.unsqueeze(1), mean, scale).squeeze(1)
-        return self.behind(u, context, progress=progress, generator=generator) + log_det
+        u, log_det = self._whitened(z, context)
+        if self.density in LIKELIHOODS:
+            return self.behind(u, context, progress=progress, generator=generator) + log_det
+        gaussian = 0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi)) + log_det
+        return gaussian + self.behind(u.detach(), context, progress=progress, generator=generator)
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
-        mean, scale, log_det = self._locate(context)
-        if z.ndim == 2:
-            u = self._whiten(z.unsqueeze(1), mean, scale).squeeze(1)
-            return self.behind.log_prob(u, context, generator) - log_det
-        return self.behind.log_prob(self._whiten(z, mean, scale), context, generator) - log_det.unsqueeze(-1)
+        u, log_det = self._whitened(z, context)
+        return self.behind.log_prob(u, context, generator) - log_det
+
+    def log_prob_and_error(
+        self, z: Tensor, context: Tensor, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        u, log_det = self._whitened(z, context)
+        log_prob, error = self.behind.log_prob_and_error(u, context, generator)
+        return log_prob - log_det, error
 
     def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
         mean, scale, _ = self._locate(context)

@@ -1,0 +1,196 @@
+r"""Densities by an ordinary differential equation: what diffusion and flow matching share.
+
+A field f(y, s, c) carries p(z | c) at s = `data` to a normal N(m(c), v I) at s = `noise`, along dy/ds = f. Then (Chen
+et al. 2018, arXiv:1806.07366, theorem 1)
+
+.. math::
+    \ln p(z | c) = \ln N(y_1; m, v I) + \int_\text{data}^\text{noise} \mathrm{tr}\, \frac{\partial f}{\partial y}\, ds ,
+
+and draws with a density come from the same equation, backwards from noise. The trace is exact up to `EXACT` dimensions,
+and beyond an average of e^T (df/dy) e over random signs e (Hutchinson 1990), the same along the whole way of a row.
+
+Draws without a density need fewer evaluations: every such field has a denoiser x(y, nu, c) = E[z | y = z + nu epsilon,
+c], and `sbi_dgm.solvers.SAMPLERS` go by that. They start at a noise `high`, where y is normal about x(0, high, c) but
+for terms of order 1 / high^4, and end at `low`.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+from torch.func import jvp, vmap
+
+from sbi_dgm import solvers
+from sbi_dgm.estimators.base import Estimator, Family, Space
+from sbi_dgm.networks import SteeredMLP
+from sbi_dgm.schedules import levels
+from sbi_dgm.seeds import torch_generator
+from sbi_dgm.solvers import SAMPLERS
+
+EXACT = 16  # dimensions up to which the trace is exact
+REPEATS = 8  # noise draws of a row in validation
+
+
+def spread(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
+    """Numbers in [0, 1), each uniform, evenly spaced as a whole (Kingma et al. 2021, appendix I.1)."""
+    count = math.prod(shape)
+    start = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
+    line = torch.arange(count, dtype=like.dtype, device=like.device) / max(count, 1)
+    return ((start + line) % 1).reshape(shape)
+
+
+class ContinuousFamily(Family):
+    """Options that diffusion and flow matching share.
+
+    Attributes:
+        low, high: noise, in units of the signal, at which samplers end and start.
+        hidden: width of the network.
+        blocks: its number of residual blocks.
+        dropout: fraction of their hidden units that a training step leaves out.
+        repeats: noise draws of each row in a training step; they share the embedding.
+        sampler: how `sample` goes from noise to data; "dpm" is the quickest, "ancestral" and "sde" are stochastic.
+        steps: its number of steps; "heun" evaluates the network twice in each, the others once.
+        tolerance: of the solver behind densities, a step.
+        probes: random signs for the trace, beyond 16 dimensions.
+
+    """
+
+    USE = frozenset({"sampler", "steps", "tolerance", "probes"})
+
+    low: float = Field(default=1e-3, gt=0)
+    high: float = Field(default=10.0, gt=1)
+    hidden: int = Field(default=128, ge=1)
+    blocks: int = Field(default=4, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    repeats: int = Field(default=1, ge=1)
+    sampler: Literal["dpm", "heun", "euler", "ancestral", "sde"] = "dpm"
+    steps: int = Field(default=24, ge=1)
+    tolerance: float = Field(default=1e-4, gt=0)
+    probes: int = Field(default=8, ge=2)
+
+    def network(self, space: Space, context_dim: int) -> SteeredMLP:
+        """The untrained network."""
+        return SteeredMLP(space.size, context_dim, hidden=self.hidden, blocks=self.blocks, dropout=self.dropout)
+
+
+class Continuous(Estimator):
+    """Base of families whose density is that of an ODE.
+
+    Attributes:
+        options: what the user chose.
+        network: of z, time and context.
+        data, noise: the places s of data and noise.
+        variance: v, of the normal at `noise`.
+
+    """
+
+    density = "ode"
+    data: float
+    noise: float
+    variance: float
+
+    def __init__(self, space: Space, network: SteeredMLP, options: ContinuousFamily) -> None:
+        super().__init__()
+        self.space, self.network, self.options = space, network, options
+
+    @abstractmethod
+    def field(self, y: Tensor, s: Tensor, steering: Tensor) -> Tensor:
+        """dy/ds: y (..., D), s (...), steering (..., 2 H) -> (..., D)."""
+
+    @abstractmethod
+    def denoise(self, y: Tensor, nu: Tensor, steering: Tensor) -> Tensor:
+        """E[z | y = z + nu epsilon, c]: y (..., D), nu (...), steering (..., 2 H) -> (..., D)."""
+
+    def centre(self, steering: Tensor) -> Tensor:
+        """The mean m of the normal at `noise`: steering (B, 2 H) -> (B, D) or (D,)."""
+        return steering.new_zeros(self.space.size)
+
+    def levels(self) -> Tensor:
+        """The noise that `sample` visits, falling, in float64."""
+        return levels(self.options.low, self.options.high, self.options.steps)
+
+    def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
+        steering, nu = self.network.steer(context)[:, None], self.levels().to(context)
+        shape = (len(context), n, self.space.size)
+        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
+        mean = self.denoise(torch.zeros_like(normal[:, :1]), nu[0], steering)
+        sampler = SAMPLERS[self.options.sampler]
+        start = mean + (1 + nu[0].square()).sqrt() * normal
+        return sampler(lambda y, level: self.denoise(y, level, steering), start, nu, generator)
+
+    def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
+        return self._density(z, context, self._signs(z, generator), self.options.tolerance).mean(-1)
+
+    def log_prob_and_error(
+        self, z: Tensor, context: Tensor, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """ln p and an estimate of its numerical error, both of the shape of `log_prob`.
+
+        The solver's part is what a tenfold tolerance changes, which is more than what is left at the finer one;
+        Hutchinson's is the standard error over probes.
+        """
+        signs = self._signs(z, generator)
+        fine, coarse = (
+            self._density(z, context, signs, t) for t in (self.options.tolerance, 10 * self.options.tolerance)
+        )
+        error = (fine.mean(-1) - coarse.mean(-1)).abs()
+        if fine.shape[-1] > 1:
+            error = error + fine.std(-1) / math.sqrt(fine.shape[-1])
+        return fine.mean(-1), error
+
+    def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        shape, mean = (len(context), n, self.space.size), self._mean(context)
+        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
+        y = mean + math.sqrt(self.variance) * normal
+        signs = self._signs(y, generator)
+        z, traces = self._carried(y, context, signs, self.noise, self.data, self.options.tolerance)
+        return z, (self._log_normal(y - mean)[..., None] - traces).mean(-1)
+
+    def _density(self, z: Tensor, context: Tensor, signs: Tensor, tolerance: float) -> Tensor:
+        """ln p by each probe: (..., P)."""
+        y, traces = self._carried(z, context, signs, self.data, self.noise, tolerance)
+        mean = self._mean(context) if z.ndim > 2 else self._mean(context)[:, 0]
+        return self._log_normal(y - mean)[..., None] + traces
+
+    def _mean(self, context: Tensor) -> Tensor:
+        """M for each context, (B, 1, D)."""
+        return self.centre(self.network.steer(context)).expand(len(context), self.space.size)[:, None]
+
+    def _log_normal(self, y: Tensor) -> Tensor:
+        return -0.5 * (y.square().sum(-1) / self.variance + y.shape[-1] * math.log(2 * math.pi * self.variance))
+
+    def _signs(self, z: Tensor, generator: Generator | None) -> Tensor:
+        """Directions of the trace (P, ..., D): the axes, or random signs (without a generator, the same each time)."""
+        if self.space.size <= EXACT:
+            axes = torch.eye(self.space.size, dtype=z.dtype, device=z.device)
+            return axes.reshape(len(axes), *(1,) * (z.ndim - 1), -1).expand(-1, *z.shape)
+        generator = generator or torch_generator(0, device=z.device)
+        drawn = torch.randint(0, 2, (self.options.probes, *z.shape), generator=generator, device=z.device)
+        return (2 * drawn - 1).to(z.dtype)
+
+    def _carried(
+        self, z: Tensor, context: Tensor, signs: Tensor, start: float, stop: float, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Y at `stop`, (..., D), and the integral of the trace by each probe, (..., P)."""
+        size = self.space.size
+        steering = self.network.steer(context)
+        each = max(1, z.shape[:-1].numel() // max(1, len(context)))  # rows of one context
+        directions = signs.flatten(1, -2)
+        exact = size <= EXACT
+
+        def slope(y: Tensor, s: Tensor, rows: Tensor) -> Tensor:
+            def f(v: Tensor) -> Tensor:
+                return self.field(v, s, steering[rows // each])
+
+            push = vmap(lambda e: jvp(f, (y[:, :size],), (e,)), out_dims=(None, 0))  # pyright: ignore[reportArgumentType]
+            field, along = push(directions[:, rows])  # pyright: ignore[reportAssignmentType]
+            traces = (along * directions[:, rows]).sum(-1)
+            return torch.cat([field, traces.sum(0)[:, None] if exact else traces.T], dim=-1)
+
+        flat = z.flatten(0, -2)
+        state = torch.cat([flat, flat.new_zeros(len(flat), 1 if exact else len(directions))], dim=-1)
+        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance).unflatten(0, z.shape[:-1])
+        return end[..., :size], end[..., size:]
