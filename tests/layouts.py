@@ -250,6 +250,17 @@ def failed_rows(folder):
     return Written(folder / "failed.h5", {"theta": "y", "x": "data"}, wide, NAMES, {"data": x}, prior=PRIOR)
 
 
+def paired(folder, name="a.h5", **datasets):
+    """Rows that pair, with other datasets in the place of some; None leaves one out."""
+    theta = universes(60)
+    content = {"theta": theta, "x": vectors(theta)} | datasets
+    with h5py.File(folder / name, "w") as file:
+        for place, values in content.items():
+            if values is not None:
+                file[place] = values
+    return folder / name
+
+
 TOML_AS_JSON = '{"omega_m": {"uniform": [0.1, 0.5], "label": "\\\\Omega_m"}, "sigma_8": {"uniform": [0.6, 1.0]}}'
 NORMAL = Prior([Parameter("a", Normal(0, 1)), Parameter("b", Normal(0, 1))])
 

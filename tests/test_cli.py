@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from training_toys import RUN_FILES
 
 from sbi_dgm import Samples, Simulations, checkpoints, cli, load, loop
 from sbi_dgm.cli import main
@@ -62,12 +63,7 @@ def test_the_four_commands_do_the_job(job):
 
 def test_the_run_folder_tells_how_it_was_made(job):
     folder = job[0] / "run"
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint",
-        "config.json",
-        "history.csv",
-        "posterior.safetensors",
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == RUN_FILES
     config = json.loads((folder / "config.json").read_text())
     assert config["data"]["fingerprint"] == Simulations.open(job[0] / "sims.h5").fingerprint()
     assert config["estimator"]["options"]["transforms"] == 1

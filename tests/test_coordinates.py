@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from prior_toys import COVARIANCE, from_triangle, triangle
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
@@ -10,21 +11,6 @@ from sbi_dgm.distributions import HalfNormal, LogNormal, LogUniform, Normal, Sci
 from sbi_dgm.errors import PriorError
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
-
-COVARIANCE = np.array([[2.0, 0.9, -0.3], [0.9, 1.0, 0.1], [-0.3, 0.1, 0.5]])
-
-
-def triangle(u):
-    """The unit cube onto theta_1, theta_2 >= 0, theta_1 + theta_2 <= 1, with constant density 2."""
-    total = np.sqrt(u[..., 0])
-    return np.stack([total * (1 - u[..., 1]), total * u[..., 1]], axis=-1)
-
-
-def from_triangle(theta):
-    total = theta.sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([total**2, theta[..., 1] / total], axis=-1)
-
 
 COORDINATES = {
     "independent": Independent([Uniform(0.1, 0.5), LogNormal(0.3, 0.4), Scipy(stats.gamma(2.0)), LogUniform(0.1, 9.0)]),

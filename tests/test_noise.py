@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_toys import BRIEF, check_same, curve
+from training_toys import BRIEF, check_same, curve, interrupted_at, prepared_by
 
 import sbi_dgm
-from sbi_dgm import training
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.distributions import Normal, Uniform
 from sbi_dgm.errors import DataError, ExternalError, OptionError, TrainingError
@@ -83,12 +82,8 @@ def test_noise_sees_a_dict_where_there_are_several_observables(reading):
 
 def prepared(reading, noise=half, data=None, **options):
     """What `fit` trains on."""
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        original = training.prepare
-        patch.setattr(training, "prepare", lambda *a, **k: found.append(original(*a, **k)) or found[0])
-        fit(data, noise=noise, reading=reading, training=Training(round=1, max_rounds=1, batch_size=32), **options)
-    return found[0]
+    how = Training(round=1, max_rounds=1, batch_size=32)
+    return prepared_by(fit, data, noise=noise, reading=reading, training=how, **options)
 
 
 @both
@@ -164,18 +159,9 @@ def test_the_same_seed_gives_the_same_weights_and_noise_is_not_nothing(reading):
 @both
 @pytest.mark.parametrize("step", [7, 14])
 def test_a_noisy_run_resumes_to_the_same_weights(tmp_path, reading, step):
-    whole, original = fit(noise=half, reading=reading, out=tmp_path / "whole"), Run._step
-
-    def stopping(self):
-        if self.at.step == step:
-            raise KeyboardInterrupt
-        return original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sbi_dgm.loop.CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Run, "_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            fit(noise=half, reading=reading, out=tmp_path / "run")
+    whole = fit(noise=half, reading=reading, out=tmp_path / "whole")
+    with interrupted_at(step):
+        fit(noise=half, reading=reading, out=tmp_path / "run")
     for noise in (None, other):
         with pytest.raises(TrainingError, match="was started with noise = half, not"):
             fit(noise=noise, reading=reading, out=tmp_path / "run", resume=True)

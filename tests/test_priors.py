@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from prior_toys import COVARIANCE, from_triangle, triangle
 from scipy import stats
 
 from sbi_dgm.distributions import LogNormal, Normal, Uniform
@@ -11,21 +12,9 @@ from sbi_dgm.errors import ExternalError, PriorError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform, restore
 
-MEAN, COVARIANCE = np.array([1.0, -2.0, 0.5]), np.array([[2.0, 0.9, -0.3], [0.9, 1.0, 0.1], [-0.3, 0.1, 0.5]])
+MEAN = np.array([1.0, -2.0, 0.5])
 LOW, HIGH = 0.2, 3.0
 N = 20_000
-
-
-def triangle(u):
-    """The unit cube onto theta_1, theta_2 >= 0, theta_1 + theta_2 <= 1, with constant density 2."""
-    total = np.sqrt(u[..., 0])
-    return np.stack([total * (1 - u[..., 1]), total * u[..., 1]], axis=-1)
-
-
-def from_triangle(theta):
-    total = theta.sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([total**2, theta[..., 1] / total], axis=-1)
 
 
 def crowded(u):

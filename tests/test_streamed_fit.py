@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_toys import BRIEF, PRIOR, SMALL, check_same, curve, fit
+from training_toys import BRIEF, PRIOR, SMALL, check_same, curve, fit, interrupted_at, prepared_by
 
 import sbi_dgm
-from sbi_dgm import training
 from sbi_dgm.data import streaming
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.errors import DataError
-from sbi_dgm.loop import Run, Training
+from sbi_dgm.loop import Training
 
 STREAM, MEMORY = Reading(mode="stream", buffer_mib=1), Reading(mode="memory")
 NUMBERS = 64
@@ -72,12 +71,7 @@ def whole(data, tmp_path_factory):
 
 def prepared(data, reading, **options):
     """What `fit` trains on."""
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        original = training.prepare
-        patch.setattr(training, "prepare", lambda *a, **k: found.append(original(*a, **k)) or found[0])
-        train(data, reading, training=Training(round=1, max_rounds=1, batch_size=128), **options)
-    return found[0]
+    return prepared_by(train, data, reading, training=Training(round=1, max_rounds=1, batch_size=128), **options)
 
 
 def epoch(batches):
@@ -159,18 +153,8 @@ def test_a_file_sorted_by_theta_is_learned_as_from_memory(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("step", [3, 17, 26, 29])
 def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_to_the_same_weights(data, whole, tmp_path, step):
-    original = Run._step
-
-    def stopping(self):
-        if self.at.step == step:
-            raise KeyboardInterrupt
-        return original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sbi_dgm.loop.CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Run, "_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, out=tmp_path / "run")
+    with interrupted_at(step):
+        train(data, out=tmp_path / "run")
     check_same(train(data, out=tmp_path / "run", resume=True), whole[0])
     assert curve(tmp_path / "run") == curve(whole[1])
 

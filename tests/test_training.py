@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_toys import Own, check_same, fit, history, simulations
+from training_toys import RUN_FILES, Own, check_same, fit, history, simulations
 
 import sbi_dgm
 from sbi_dgm.errors import TrainingError
@@ -47,12 +47,7 @@ def test_global_random_state_is_neither_read_nor_changed(whole):
 
 def test_a_run_folder_holds_what_the_design_says(whole):
     posterior, folder = whole
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "checkpoint",
-        "config.json",
-        "history.csv",
-        "posterior.safetensors",
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == RUN_FILES
     config = json.loads((folder / "config.json").read_text())
     assert config["training"]["batch_size"] == 32
     assert config["estimator"]["options"]["hidden"] == 8

@@ -1,23 +1,29 @@
 """A small training run and what is compared of it."""
 
 import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import sbi_dgm
+from sbi_dgm import training
 from sbi_dgm.distributions import Normal, Uniform
 from sbi_dgm.estimators.flow import Flow
-from sbi_dgm.loop import Training
+from sbi_dgm.loop import Run, Training
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.posterior import Posterior
+from sbi_dgm.preparation import Prepared
 from sbi_dgm.priors import Prior
 
 SMALL = Flow(transforms=2, hidden=8, blocks=1, dropout=0.2)
 BRIEF = Training(batch_size=32, round=5, patience=3, max_rounds=6, warmup=10)
 PRIOR = Prior([Parameter("a", Uniform(-1, 1)), Parameter("b", Normal(0, 2)), Parameter("c", Uniform(0, 1))])
+RUN_FILES = ["checkpoint", "config.json", "history.csv", "posterior.safetensors"]
 
 
 def simulations(rows: int = 400, prior: Prior | None = PRIOR, seed: int = 1, **columns) -> sbi_dgm.Simulations:
@@ -44,6 +50,33 @@ def fit(data: sbi_dgm.Simulations | None = None, **options) -> Posterior:
     given = {"estimator": SMALL, "training": BRIEF, "device": "cpu", "progress": False} | options
     embedding = given.pop("embedding", None) or Own()
     return sbi_dgm.fit(simulations() if data is None else data, embedding=embedding, **given)
+
+
+def prepared_by(run: Callable[..., Posterior], *given, **options) -> Prepared:
+    """What a call that fits once trains on."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = training.prepare
+        patch.setattr(training, "prepare", lambda *a, **k: found.append(original(*a, **k)) or found[0])
+        run(*given, **options)
+    return found[0]
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Ctrl-C at this step of the run within, with a checkpoint at every round before."""
+    original = Run._step
+
+    def stopping(self):
+        if self.at.step == step:
+            raise KeyboardInterrupt
+        return original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sbi_dgm.loop.CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(Run, "_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def check_same(one: Posterior, two: Posterior) -> None:
