@@ -181,7 +181,7 @@ class EDM(Schedule):
     def times(self, u: Tensor) -> Tensor:
         ends = (u.new_tensor([self.low, self.high]).log() - self.mean) / self.spread
         low, high = torch.special.ndtr(ends)
-        normal = torch.special.ndtri((low + (high - low) * u).clamp(1e-6, 1 - 1e-6))
+        normal = torch.special.ndtri(low + (high - low) * u)
         return self.time((self.mean + self.spread * normal).exp()).clamp(0, 1)
 
     def weight(self, noise: Tensor) -> Tensor:
@@ -215,11 +215,10 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def levels(low: float, high: float, steps: int, rho: float = 7.0) -> Tensor:
-    """Noise ratios (steps + 1,) from `high` down to `low`, evenly spaced in nu^(1/rho) (Karras et al. 2022, eq. 5).
+def levels(low: float, high: float, steps: int) -> Tensor:
+    """Noise ratios (steps + 1,) from `high` down to `low`, evenly spaced in ln nu.
 
-    >>> levels(0.01, 10.0, 2).numpy().round(3)
-    array([10.   ,  0.718,  0.01 ])
+    >>> levels(0.01, 1.0, 2).numpy().round(3)
+    array([1.  , 0.1 , 0.01])
     """
-    line = torch.linspace(high ** (1 / rho), low ** (1 / rho), steps + 1, dtype=torch.float64)
-    return line**rho
+    return torch.linspace(math.log(high), math.log(low), steps + 1, dtype=torch.float64).exp()

@@ -98,17 +98,30 @@ def steps(tableau: Tableau, f: Field, y: Tensor, places: Tensor) -> Tensor:
 RowField = Callable[[Tensor, Tensor, Tensor], Tensor]  # (y (r, K), s (r,), rows (r,)) -> dy/ds (r, K)
 
 
+def relative(y: Tensor, _: Tensor) -> Tensor:
+    """1 + |y|."""
+    return 1 + y.abs()
+
+
 def adaptive(
-    f: RowField, y: Tensor, start: float, stop: float, *, tolerance: float, tableau: Tableau = DOPRI5
+    f: RowField,
+    y: Tensor,
+    start: float,
+    stop: float,
+    *,
+    tolerance: float,
+    scale: Field = relative,
+    tableau: Tableau = DOPRI5,
 ) -> Tensor:
     """Follow dy/ds = f from `start` to `stop`, each row of y (R, K) with steps of its own.
 
-    A step is kept if its estimated error, relative to 1 + |y| and as the root mean square over K, is at most the
-    tolerance; the next one is longer or shorter by the usual rule (Hairer, Norsett and Wanner 1993, II.4). Since rows
-    do not share their steps, none depends on which others it is solved with.
+    A step is kept if its estimated error, over `scale` and as the root mean square over K, is at most the tolerance;
+    the next one is longer or shorter by the usual rule (Hairer, Norsett and Wanner 1993, II.4). Since rows do not share
+    their steps, none depends on which others it is solved with.
 
     Args:
-        f: gets the rows that are still on their way: their y, their s, and their numbers.
+        f: gets the rows that are still on their way: their y (r, K), their s (r,), and their numbers.
+        scale: the size of an error of one, as a function of y (r, K) and s (r,): (r, K), or what broadcasts with it.
 
     """
     y, s = y.clone(), y.new_full(y.shape[:1], start)
@@ -120,8 +133,8 @@ def adaptive(
         at, length = s[rows], torch.where((stop - s[rows]).abs() < h[rows].abs(), stop - s[rows], h[rows])
         proposed, slopes = tableau.step(lambda a, b: f(a, b, rows), y[rows], at, length)  # noqa: B023
         finite(proposed, step, at)
-        scale = 1 + torch.maximum(y[rows].abs(), proposed.abs())
-        error = (_combine(tableau.error, slopes, length, proposed) / scale).square().mean(-1).sqrt() / tolerance
+        unit = torch.maximum(scale(y[rows], at), scale(proposed, at + length))
+        error = (_combine(tableau.error, slopes, length, proposed) / unit).square().mean(-1).sqrt() / tolerance
         kept = error <= 1
         y[rows[kept]], s[rows[kept]] = proposed[kept], (at + length)[kept]
         h[rows] = length * (0.9 * error.clamp(min=1e-10) ** (-1 / tableau.order)).clamp(0.2, 5.0)

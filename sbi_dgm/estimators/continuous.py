@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
-from torch.func import jvp, vmap
 
 from sbi_dgm import solvers
 from sbi_dgm.estimators.base import Estimator, Family, Space
@@ -31,10 +30,11 @@ from sbi_dgm.seeds import torch_generator
 from sbi_dgm.solvers import SAMPLERS
 
 EXACT = 16  # dimensions up to which the trace is exact
+FINEST = 0.01  # errors of y count in units of this plus the noise in y: what moves ln p by about one
 REPEATS = 8  # noise draws of a row in validation
 
 
-def spread(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
+def even(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
     """Numbers in [0, 1), each uniform, evenly spaced as a whole (Kingma et al. 2021, appendix I.1)."""
     count = math.prod(shape)
     start = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
@@ -53,7 +53,7 @@ class ContinuousFamily(Family):
         repeats: noise draws of each row in a training step; they share the embedding.
         sampler: how `sample` goes from noise to data; "dpm" is the quickest, "ancestral" and "sde" are stochastic.
         steps: its number of steps; "heun" evaluates the network twice in each, the others once.
-        tolerance: of the solver behind densities, a step.
+        tolerance: of the solver behind densities, a step; ln p is right to some hundred tolerances.
         probes: random signs for the trace, beyond 16 dimensions.
 
     """
@@ -68,7 +68,7 @@ class ContinuousFamily(Family):
     repeats: int = Field(default=1, ge=1)
     sampler: Literal["dpm", "heun", "euler", "ancestral", "sde"] = "dpm"
     steps: int = Field(default=24, ge=1)
-    tolerance: float = Field(default=1e-4, gt=0)
+    tolerance: float = Field(default=1e-5, gt=0, le=1e-3)
     probes: int = Field(default=8, ge=2)
 
     def network(self, space: Space, context_dim: int) -> SteeredMLP:
@@ -108,6 +108,10 @@ class Continuous(Estimator):
         """The mean m of the normal at `noise`: steering (B, 2 H) -> (B, D) or (D,)."""
         return steering.new_zeros(self.space.size)
 
+    @abstractmethod
+    def spread(self, s: Tensor) -> Tensor:
+        """The noise in y at s."""
+
     def levels(self) -> Tensor:
         """The noise that `sample` visits, falling, in float64."""
         return levels(self.options.low, self.options.high, self.options.steps)
@@ -129,14 +133,14 @@ class Continuous(Estimator):
     ) -> tuple[Tensor, Tensor]:
         """ln p and an estimate of its numerical error, both of the shape of `log_prob`.
 
-        The solver's part is what a tenfold tolerance changes, which is more than what is left at the finer one;
-        Hutchinson's is the standard error over probes.
+        The solver's part is twice what a tenfold tolerance changes: more than what is left at the finer one, and
+        twice because the two may err alike by chance. Hutchinson's is the standard error over probes.
         """
         signs = self._signs(z, generator)
         fine, coarse = (
             self._density(z, context, signs, t) for t in (self.options.tolerance, 10 * self.options.tolerance)
         )
-        error = (fine.mean(-1) - coarse.mean(-1)).abs()
+        error = 2 * (fine.mean(-1) - coarse.mean(-1)).abs()
         if fine.shape[-1] > 1:
             error = error + fine.std(-1) / math.sqrt(fine.shape[-1])
         return fine.mean(-1), error
@@ -176,21 +180,25 @@ class Continuous(Estimator):
     ) -> tuple[Tensor, Tensor]:
         """Y at `stop`, (..., D), and the integral of the trace by each probe, (..., P)."""
         size = self.space.size
-        steering = self.network.steer(context)
+        steering = self.network.steer(context).detach()
         each = max(1, z.shape[:-1].numel() // max(1, len(context)))  # rows of one context
         directions = signs.flatten(1, -2)
         exact = size <= EXACT
 
         def slope(y: Tensor, s: Tensor, rows: Tensor) -> Tensor:
-            def f(v: Tensor) -> Tensor:
-                return self.field(v, s, steering[rows // each])
+            along = directions[:, rows]
+            with torch.enable_grad():
+                v = y[:, :size].detach().requires_grad_()
+                field = self.field(v, s, steering[rows // each])
+                pulled = [torch.autograd.grad(field, v, e, retain_graph=True)[0] for e in along]
+            traces = (torch.stack(pulled) * along).sum(-1)
+            return torch.cat([field.detach(), traces.sum(0)[:, None] if exact else traces.T], dim=-1)
 
-            push = vmap(lambda e: jvp(f, (y[:, :size],), (e,)), out_dims=(None, 0))  # pyright: ignore[reportArgumentType]
-            field, along = push(directions[:, rows])  # pyright: ignore[reportAssignmentType]
-            traces = (along * directions[:, rows]).sum(-1)
-            return torch.cat([field, traces.sum(0)[:, None] if exact else traces.T], dim=-1)
+        def scale(y: Tensor, s: Tensor) -> Tensor:
+            noise = (FINEST + self.spread(s))[:, None].expand(-1, size)
+            return torch.cat([noise, torch.ones_like(y[:, size:])], dim=-1)
 
         flat = z.flatten(0, -2)
         state = torch.cat([flat, flat.new_zeros(len(flat), 1 if exact else len(directions))], dim=-1)
-        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance).unflatten(0, z.shape[:-1])
+        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance, scale=scale).unflatten(0, z.shape[:-1])
         return end[..., :size], end[..., size:]

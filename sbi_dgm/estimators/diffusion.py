@@ -26,8 +26,9 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import Space
-from sbi_dgm.estimators.continuous import REPEATS, Continuous, ContinuousFamily, spread
+from sbi_dgm.estimators.continuous import REPEATS, Continuous, ContinuousFamily, even
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.schedules import SCHEDULES, Schedule
 
@@ -90,6 +91,9 @@ class Diffusion(ContinuousFamily):
     grid: int | None = Field(default=None, ge=2)
 
     def build(self, space: Space, context_dim: int) -> "DiffusionEstimator":
+        most = float(SCHEDULES[self.schedule](low=self.low, high=self.high).noise(torch.ones(())))
+        if self.high > most * (1 + 1e-5):
+            raise OptionError(f"high = {self.high:g}: the schedule {self.schedule!r} ends at a noise of {most:.4g}.")
         return DiffusionEstimator(space, self.network(space, context_dim), self)
 
 
@@ -118,12 +122,15 @@ class DiffusionEstimator(Continuous):
     def field(self, y: Tensor, s: Tensor, steering: Tensor) -> Tensor:
         return y - self.denoise(y, s.exp(), steering)
 
+    def spread(self, s: Tensor) -> Tensor:
+        return s.exp()
+
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
         repeats = self.options.repeats if self.training else REPEATS
         z = z[:, None].expand(-1, repeats, -1)
-        nu = self.schedule.noise(self._times(spread(z.shape[:2], z, generator)))
+        nu = self.schedule.noise(self._times(even(z.shape[:2], z, generator)))
         y = z + nu[..., None] * torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         error = z - self.denoise(y, nu, self.network.steer(context)[:, None])
         return (self.schedule.weight(nu) * error.square().mean(-1)).mean(-1)

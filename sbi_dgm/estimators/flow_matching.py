@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from sbi_dgm.estimators.base import Space
-from sbi_dgm.estimators.continuous import REPEATS, Continuous, ContinuousFamily, spread
+from sbi_dgm.estimators.continuous import REPEATS, Continuous, ContinuousFamily, even
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.schedules import SCHEDULES, Schedule
 
@@ -74,12 +74,15 @@ class FlowMatchingEstimator(Continuous):
         x = rates[1][..., None] * z - sigma[..., None] * self.field(z, t, steering)
         return x / (alpha * rates[1] - sigma * rates[0])[..., None]
 
+    def spread(self, s: Tensor) -> Tensor:
+        return self.path.sigma(s)
+
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
         repeats = self.options.repeats if self.training else REPEATS
         z = z[:, None].expand(-1, repeats, -1)
-        t = 1 - spread(z.shape[:2], z, generator) ** (1 / (1 + self.options.power))
+        t = 1 - even(z.shape[:2], z, generator) ** (1 / (1 + self.options.power))
         epsilon = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
         (alpha, sigma), rates = (self.path.alpha(t), self.path.sigma(t)), self.path.rates(t)
         y = alpha[..., None] * z + sigma[..., None] * epsilon

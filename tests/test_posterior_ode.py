@@ -1,0 +1,119 @@
+"""Posteriors of diffusion and flow matching: use after training, resume, files, the command line."""
+
+import numpy as np
+import pytest
+import training_toys as toys
+
+import sbi_dgm
+from sbi_dgm.cli import main
+from sbi_dgm.errors import OptionError, SolverError
+from sbi_dgm.estimators.base import Family
+from sbi_dgm.estimators.diffusion import Diffusion
+from sbi_dgm.estimators.flow import Flow
+from sbi_dgm.estimators.flow_matching import FlowMatching
+from sbi_dgm.estimators.located import Located
+
+TINY = {"hidden": 16, "blocks": 1, "dropout": 0.2}
+FAMILIES: dict[str, Family] = {
+    "diffusion": Diffusion(**TINY),
+    "flow matching": FlowMatching(**TINY),
+    "located diffusion": Located(Diffusion(**TINY), hidden=8, blocks=1),
+}
+X = np.array([0.1, 0.5, 0.4])
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys(), scope="module")
+def family(request) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def posterior(family) -> sbi_dgm.Posterior:
+    return toys.fit(estimator=family, seed=3)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(family, posterior, tmp_path):
+    with toys.interrupted_at(12):
+        toys.fit(estimator=family, seed=3, out=tmp_path / "run")
+    toys.check_same(toys.fit(estimator=family, seed=3, out=tmp_path / "run", resume=True), posterior)
+
+
+def test_a_loaded_posterior_draws_the_same(posterior, tmp_path):
+    posterior.save(tmp_path / "p.safetensors")
+    loaded = sbi_dgm.load(tmp_path / "p.safetensors", embedding=toys.Own())
+    assert (loaded.sample(50, X, seed=1).array == posterior.sample(50, X, seed=1).array).all()
+    assert loaded.density == "ode"
+
+
+def test_draws_stay_within_the_prior(posterior):
+    draws = posterior.sample(2000, X, seed=2).array
+    assert np.isfinite(posterior.prior.log_prob(draws)).all()
+
+
+def test_kept_densities_are_those_of_log_prob(posterior):
+    fine = posterior.using(tolerance=1e-5)
+    samples = fine.sample(40, X, seed=4, log_prob=True)
+    assert np.abs(samples.log_prob - fine.log_prob(samples.array, X)).max() < 0.02
+
+
+def test_the_error_of_a_density_is_that_of_its_tolerance(posterior):
+    theta = posterior.sample(40, X, seed=5).array
+    exact = posterior.using(tolerance=1e-6).log_prob(theta, X)
+    log_q, error = posterior.using(tolerance=1e-4).log_prob_and_error(theta, X)
+    assert log_q.shape == error.shape == (40,)
+    assert (np.abs(log_q - exact) <= error + 1e-4).mean() >= 0.95
+    assert (posterior.log_prob_and_error(theta + 100, X)[0] == -np.inf).all()
+    assert (posterior.log_prob_and_error(theta + 100, X)[1] == 0).all()
+
+
+def test_exact_densities_have_no_error():
+    posterior = toys.fit(estimator=Flow(transforms=1, hidden=8, blocks=1))
+    log_q, error = posterior.log_prob_and_error(np.zeros((2, 3)) + 0.5, X)
+    assert (log_q == posterior.log_prob(np.zeros((2, 3)) + 0.5, X)).all()
+    assert (error == 0).all()
+
+
+def test_a_sampler_is_chosen_after_training(posterior):
+    before = posterior.sample(20, X, seed=6).array
+    other = posterior.using(sampler="heun", steps=60)
+    assert (other.sample(20, X, seed=6).array != before).any()
+    assert np.abs(posterior.using(sampler="dpm", steps=200).sample(20, X, seed=6).array - before).max() < 0.2
+    assert (other.using(sampler="dpm", steps=24).sample(20, X, seed=6).array == before).all()
+    assert (posterior.sample(20, X, seed=6).array == before).all()
+
+
+def test_what_training_fixed_cannot_be_changed_after_it(posterior):
+    with pytest.raises(OptionError, match=r"after training 'hidden'.*Known: probes, sampler, steps, tolerance"):
+        posterior.using(hidden=8)
+    with pytest.raises(OptionError, match="steps"):
+        posterior.using(steps=0)
+
+
+def test_a_diverged_network_is_told_and_draws_nothing(posterior):
+    spoiled = posterior.using()
+    for weight in spoiled.network.estimator.parameters():
+        weight.data.fill_(np.nan)
+    with pytest.raises(SolverError, match=r"step 0 .*diverged"):
+        spoiled.sample(10, X, seed=1)
+    with pytest.raises(SolverError, match="10 of 10"):
+        spoiled.log_prob(np.full((10, 3), 0.5), X)
+    assert np.isfinite(posterior.sample(10, X, seed=1).array).all()
+
+
+def test_more_noise_than_a_schedule_has_is_refused():
+    with pytest.raises(OptionError, match=r"high = 200.*'vp_linear' ends at a noise of 15"):
+        toys.fit(estimator=Diffusion(schedule="vp_linear", high=200.0))
+
+
+def test_the_command_line_trains_and_draws(tmp_path, capsys):
+    toys.simulations().save(tmp_path / "sims.h5")
+    np.save(tmp_path / "x.npy", X)
+    run, draws = str(tmp_path / "run"), str(tmp_path / "draws.h5")
+    quick = [f"--set=training.{name}" for name in ("max_rounds=2", "round=5")] + ["--set=estimator.hidden=8"]
+    assert main(["train", str(tmp_path / "sims.h5"), "-o", run, "--estimator", "diffusion", *quick]) == 0
+    model, words = f"{run}/posterior.safetensors", [str(tmp_path / "x.npy"), "-n", "30", "-o", draws]
+    assert main(["sample", model, *words]) == 0
+    assert sbi_dgm.Samples.load(draws).log_prob is None
+    assert main(["sample", model, *words, "--overwrite", "--log-prob"]) == 0
+    assert np.isfinite(sbi_dgm.Samples.load(draws).log_prob).all()
+    assert "30 draws of a, b, c" in capsys.readouterr().out
