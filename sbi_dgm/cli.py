@@ -95,6 +95,7 @@ def _imported(place: str | None) -> Any:
 
 
 def _sample(a: argparse.Namespace) -> None:
+    from sbi_dgm.config import of_use
     from sbi_dgm.data.observed import read_observation
     from sbi_dgm.files import atomic, refuse_existing
     from sbi_dgm.posterior import load
@@ -102,7 +103,7 @@ def _sample(a: argparse.Namespace) -> None:
     refuse_existing(a.out, a.overwrite)
     if a.corner:
         _check_figure(Path(a.corner), a.overwrite)
-    posterior = load(a.model, device=a.device)
+    posterior = load(a.model, device=a.device).using(**of_use(a.set))
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     keep = a.log_prob or posterior.density == "exact"
@@ -126,12 +127,13 @@ def _check_figure(path: Path, overwrite: bool) -> None:
 
 
 def _calibrate(a: argparse.Namespace) -> int:
+    from sbi_dgm.config import of_use
     from sbi_dgm.files import refuse_existing
     from sbi_dgm.posterior import load
     from sbi_dgm.report import calibrate
 
     refuse_existing(Path(a.out) / "report.json", a.overwrite)
-    posterior = load(a.model, device=a.device)
+    posterior = load(a.model, device=a.device).using(**of_use(a.set))
     data = _opened(a, posterior.record.get("data", {}).get("layout"))
     noise = _imported(a.noise)
     report = calibrate(posterior, data, out=a.out, noise=noise, draws=a.draws, max_rows=a.rows, seed=a.seed)
@@ -210,6 +212,13 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
     _output(p, "file of samples (HDF5)")
     p.add_argument("--row", type=int, help="row of a simulation file")
     p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="such as estimator.steps=100, for this use",
+    )
     p.add_argument("--corner", help="also draw a corner plot into this file")
     p.add_argument("--seed", type=int, default=0)
     _device(p)

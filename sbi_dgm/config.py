@@ -62,6 +62,16 @@ def settings(path: str | Path | None, words: Sequence[str], estimator: str | Non
     }
 
 
+def of_use(words: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of `Posterior.using`: the words about the estimator.
+
+    >>> of_use(["estimator.steps=50", "data.theta=parameters"])
+    {'steps': 50}
+
+    """
+    return {key: value for table, key, value in map(_word, words) if table == "estimator"}
+
+
 def layout(path: str | Path | None, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `Simulations.open`.
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 LEVEL = 0.01  # probability that a calibrated posterior is accused, over all parameters together
 NOMINAL = np.linspace(0, 1, 101)
-BLOCK_DRAWS = 2**19
+BLOCK_DRAWS = 2**17  # of a step of the progress bar
 MIN_ROWS = 50
+FEW = 20  # draws that a rank needs
 
 
 class Judged(Protocol):
@@ -123,7 +124,8 @@ def calibrate(
         data: simulations.
         out: folder for report.json and figures.
         noise: the model of noise that the posterior was trained with.
-        draws: of each row.
+        draws: of each row. Regions need ln q of draws; where that solves an equation (diffusion, flow matching), they
+            are judged by 20 others, drawn with it.
         max_rows: at most so many rows are judged, chosen by the seed.
         seed: of draws and choice.
         progress: show a progress bar.
@@ -138,8 +140,9 @@ def calibrate(
         print(report.verdict)
 
     """
-    if draws < 20:
-        raise OptionError(f"draws = {draws}: ranks need at least 20.")
+    if draws < FEW:
+        raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
+    densities = draws if getattr(posterior, "density", "exact") == "exact" else FEW
     _require_noise(posterior, noise)
     rng = numpy_generator(seed)
     rows = _thinned(posterior, data, held_out(posterior, data), rng)
@@ -150,10 +153,8 @@ def calibrate(
     rows = np.sort(rng.choice(rows, min(max_rows, len(rows)), replace=False))
     theta = gather(data.columns["theta"], rows)
     columns = [data.names.index(name) for name in posterior.names]
-    ranks, credibility, log_prob = _judge(
-        posterior, theta[:, columns], _observed(data, rows, theta, noise, seed), draws, rng, progress
-    )
-    theta = theta[:, columns]
+    x, theta = _observed(data, rows, theta, noise, seed), theta[:, columns]
+    ranks, credibility, log_prob = _judge(posterior, theta, x, (draws, densities), rng, progress)
     report = _report(posterior, theta, ranks, credibility, log_prob, draws)
     if out is not None:
         report.save(out)
@@ -216,18 +217,25 @@ def _observed(
 
 
 def _judge(
-    posterior: Judged, theta: Array, x: dict[str, np.ndarray], draws: int, rng: np.random.Generator, progress: bool
+    posterior: Judged,
+    theta: Array,
+    x: dict[str, np.ndarray],
+    counts: tuple[int, int],
+    rng: np.random.Generator,
+    progress: bool,
 ) -> tuple[Array, Array, Array]:
-    """Ranks (R, D), credibilities (R,) and ln q of the truth (R,)."""
+    """Ranks (R, D), credibilities (R,) and ln q of the truth (R,), by (draws, draws with ln q) of each row."""
+    draws, densities = counts
     step = max(1, BLOCK_DRAWS // draws)
     parts = []
     with tqdm(total=len(theta), unit="row", desc="calibrating", disable=not progress) as bar:
         for first in range(0, len(theta), step):
             rows = slice(first, first + step)
             truth, seen = theta[rows], {name: values[rows] for name, values in x.items()}
-            samples = posterior.sample(draws, seen, seed=int(rng.integers(2**62)), log_prob=True)
+            dense = posterior.sample(densities, seen, seed=int(rng.integers(2**62)), log_prob=True)
+            samples = dense if densities >= draws else posterior.sample(draws, seen, seed=int(rng.integers(2**62)))
             log_prob = posterior.log_prob(truth, seen)
-            above = calibration.ranks(-log_prob[:, None], -samples.log_prob[..., None], rng)[:, 0]
+            above = calibration.ranks(-log_prob[:, None], -dense.log_prob[..., None], rng)[:, 0]
             parts.append((calibration.ranks(truth, samples.array, rng), above, log_prob))
             bar.update(len(truth))
     ranks, credibility, log_prob = (np.concatenate(column) for column in zip(*parts, strict=True))

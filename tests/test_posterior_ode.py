@@ -114,6 +114,47 @@ def test_the_command_line_trains_and_draws(tmp_path, capsys):
     model, words = f"{run}/posterior.safetensors", [str(tmp_path / "x.npy"), "-n", "30", "-o", draws]
     assert main(["sample", model, *words]) == 0
     assert sbi_dgm.Samples.load(draws).log_prob is None
+    before = sbi_dgm.Samples.load(draws).array
+    assert main(["sample", model, *words, "--overwrite", "--set", "estimator.steps=100"]) == 0
+    assert (sbi_dgm.Samples.load(draws).array != before).all()
     assert main(["sample", model, *words, "--overwrite", "--log-prob"]) == 0
     assert np.isfinite(sbi_dgm.Samples.load(draws).log_prob).all()
     assert "30 draws of a, b, c" in capsys.readouterr().out
+
+
+class Counting:
+    """A posterior of exact draws that counts those with a density: theta ~ N(x, 1) of width `width`."""
+
+    names = ("a",)
+
+    def __init__(self, density: str, width: float = 1.0) -> None:
+        self.density, self.width, self.asked = density, width, []
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        self.asked.append((n, log_prob))
+        u = np.random.default_rng(seed).normal(size=(len(x["x"]), n, 1))
+        array = x["x"][:, None] + self.width * u
+        return sbi_dgm.Samples(array, ["a"], log_prob=-0.5 * u[..., 0] ** 2 if log_prob else None)
+
+    def log_prob(self, theta, x):
+        return -0.5 * ((theta - x["x"]) / self.width)[:, 0] ** 2
+
+
+def located_data() -> sbi_dgm.Simulations:
+    rng = np.random.default_rng(8)
+    theta = rng.normal(size=(1000, 1))
+    return sbi_dgm.Simulations.from_arrays(theta, theta + rng.normal(size=(1000, 1)), names=["a"])
+
+
+@pytest.mark.parametrize(("density", "asked"), [("exact", [(1000, True)]), ("ode", [(20, True), (1000, False)])])
+def test_calibration_asks_for_few_densities_where_they_are_dear(density, asked):
+    data, judged = located_data(), Counting(density)
+    report = sbi_dgm.calibrate(judged, data, progress=False)
+    assert judged.asked[: len(asked)] == asked
+    assert report.calibrated
+    assert not sbi_dgm.calibrate(Counting(density, width=0.7), data, progress=False).calibrated
+
+
+def test_regions_of_twenty_draws_accuse_a_posterior_that_is_too_narrow():
+    report = sbi_dgm.calibrate(Counting("ode", width=0.7), located_data(), progress=False)
+    assert report.regions["finding"] == "overconfident"
