@@ -31,7 +31,7 @@ class Schedule:
     """
 
     low: float = 1e-3
-    high: float = 10.0
+    high: float = 30.0
 
     def alpha(self, t: Tensor) -> Tensor:
         """Of the signal, falling from 1."""

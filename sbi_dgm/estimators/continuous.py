@@ -10,8 +10,8 @@ and draws with a density come from the same equation, backwards from noise. The 
 and beyond an average of e^T (df/dy) e over random signs e (Hutchinson 1990), the same along the whole way of a row.
 
 Draws without a density need fewer evaluations: every such field has a denoiser x(y, nu, c) = E[z | y = z + nu epsilon,
-c], and `sbi_dgm.solvers.SAMPLERS` go by that. They start at a noise `high`, where y is normal about x(0, high, c) but
-for terms of order 1 / high^4, and end at `low`.
+c], and `sbi_dgm.solvers.SAMPLERS` go by that. They start at a noise `high`, where y is normal about x(0, high, c) of
+variance 1 + high^2 but for a share of 1 / high^2, and end at `low`.
 """
 
 import math
@@ -61,7 +61,7 @@ class ContinuousFamily(Family):
     USE = frozenset({"sampler", "steps", "tolerance", "probes"})
 
     low: float = Field(default=1e-3, gt=0)
-    high: float = Field(default=10.0, gt=1)
+    high: float = Field(default=30.0, gt=1)
     hidden: int = Field(default=128, ge=1)
     blocks: int = Field(default=4, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -102,6 +102,11 @@ def test_stacks_of_z_are_evaluated_row_by_row(estimator):
     accuses(laws.stacks_are_rows, twins.Swapped(estimator), CONTEXT)
 
 
+def test_gradients_of_the_density_are_true_or_withheld(estimator):
+    laws.slopes_are_true_or_withheld(estimator, CONTEXT)
+    accuses(laws.slopes_are_true_or_withheld, twins.Crooked(estimator), CONTEXT)
+
+
 def test_loss_is_one_number_a_row_wherever_the_row_stands(estimator):
     laws.loss_of_each_row(estimator, CONTEXT)
     accuses(laws.loss_of_each_row, twins.Positional(estimator), CONTEXT)
