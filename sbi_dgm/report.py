@@ -13,7 +13,7 @@ from sbi_dgm.data.batches import Batch, Noise, named, noisy
 from sbi_dgm.data.columns import gather
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.data.source import Source
+from sbi_dgm.data.source import Source, tensor
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.diagnostics import calibration
 from sbi_dgm.distributions import Array
@@ -212,7 +212,7 @@ def _observed(
     if noise is None:
         return x
     parameters = torch.as_tensor(theta, dtype=torch.float32)
-    tensors = {name: torch.as_tensor(values) for name, values in x.items()}
+    tensors = {name: tensor(values) for name, values in x.items()}
     return {n: t.numpy() for n, t in noisy(Batch(parameters, tensors, parameters, parameters), noise, seed).x.items()}
 
 

@@ -42,7 +42,7 @@ class Source:
         if not len(rows):
             raise DataError("no rows are left to train or to validate on: change the split.")
         theta = gather(self.data.columns["theta"], rows, step)
-        x = {name: _tensor(gather(column, rows, step)) for name, column in self.columns.items()}
+        x = {name: tensor(gather(column, rows, step)) for name, column in self.columns.items()}
         weight = None if self.weight is None else torch.as_tensor(self.weight[rows], dtype=torch.float32)
         physical = torch.as_tensor(theta, dtype=torch.float32) if self.theta else None
         return Rows(torch.as_tensor(self._z(theta), dtype=torch.float32), x, weight, physical)
@@ -77,5 +77,6 @@ def _tensor_dtype(dtype: np.dtype) -> np.dtype:
     return np.promote_types(dtype, np.int8) if dtype.kind == "u" and dtype.itemsize > 1 else dtype
 
 
-def _tensor(values: np.ndarray) -> Tensor:
+def tensor(values: np.ndarray) -> Tensor:
+    """The values as a tensor, in the dtype that training sees."""
     return torch.as_tensor(values.astype(_tensor_dtype(values.dtype), copy=False))
