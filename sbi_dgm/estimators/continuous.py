@@ -8,6 +8,7 @@ et al. 2018, arXiv:1806.07366, theorem 1)
 
 and draws with a density come from the same equation, backwards from noise. The trace is exact up to `EXACT` dimensions,
 and beyond an average of e^T (df/dy) e over random signs e (Hutchinson 1990), the same along the whole way of a row.
+Densities have no gradients: they would need those of the trace.
 
 Draws without a density need fewer evaluations: every such field has a denoiser x(y, nu, c) = E[z | y = z + nu epsilon,
 c], and `sbi_dgm.solvers.SAMPLERS` go by that. They start at a noise `high`, where y is normal about x(0, high, c) of
@@ -125,9 +126,11 @@ class Continuous(Estimator):
         start = mean + (1 + nu[0].square()).sqrt() * normal
         return sampler(lambda y, level: self.denoise(y, level, steering), start, nu, generator)
 
+    @torch.no_grad()
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
         return self._density(z, context, self._signs(z, generator), self.options.tolerance).mean(-1)
 
+    @torch.no_grad()
     def log_prob_and_error(
         self, z: Tensor, context: Tensor, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -145,6 +148,7 @@ class Continuous(Estimator):
             error = error + fine.std(-1) / math.sqrt(fine.shape[-1])
         return fine.mean(-1), error
 
+    @torch.no_grad()
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         shape, mean = (len(context), n, self.space.size), self._mean(context)
         normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)

@@ -91,8 +91,8 @@ class Diffusion(ContinuousFamily):
     grid: int | None = Field(default=None, ge=2)
 
     def build(self, space: Space, context_dim: int) -> "DiffusionEstimator":
-        most = float(SCHEDULES[self.schedule](low=self.low, high=self.high).noise(torch.ones(())))
-        if self.high > most * (1 + 1e-5):
+        most = float(SCHEDULES[self.schedule](low=self.low, high=self.high).noise(torch.ones((), dtype=torch.float64)))
+        if self.high > most * (1 + 1e-9):
             raise OptionError(f"high = {self.high:g}: the schedule {self.schedule!r} ends at a noise of {most:.4g}.")
         return DiffusionEstimator(space, self.network(space, context_dim), self)
 
