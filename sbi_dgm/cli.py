@@ -79,6 +79,9 @@ def _opened(a: argparse.Namespace, known: dict[str, Any] | None = None) -> Any:
     data = Simulations.open(a.data, **(before | said))
     if data.layout is not None:
         _show(f"{a.data} was not written by sbi_dgm: its structure was checked; it has no checksums of ours.")
+    if "group" in data.columns:
+        groups = len(set(data.columns["group"][:].tolist()))
+        _show(f"{a.data}: {len(data):,} rows in {groups:,} groups (a universe is one); a group stays in one split.")
     return data
 
 

@@ -117,7 +117,8 @@ def calibrate(
 
     On the file that it was trained on (or an extension of it) those are the test rows and whatever came later;
     on any other file all valid rows. Rows with weights are kept with a probability in proportion to them, so that those
-    judged are draws of the weighted distribution, each its own.
+    judged are draws of the weighted distribution, each its own. Of rows in one group (maps of one universe) one is
+    judged: they share their theta, and the tests count independent ones.
 
     Args:
         posterior: anything with `names`, `sample` and `log_prob`.
@@ -145,10 +146,12 @@ def calibrate(
     densities = draws if getattr(posterior, "density", "exact") == "exact" else FEW
     _require_noise(posterior, noise)
     rng = numpy_generator(seed)
-    rows = _thinned(posterior, data, held_out(posterior, data), rng)
+    rows = _independent(posterior, data, held_out(posterior, data), rng)
     if len(rows) < MIN_ROWS:
+        kind = "groups" if "group" in data.columns else "rows"
         raise DataError(
-            f"{len(rows)} held-out rows: at least {MIN_ROWS} are needed; simulate more, or train with a test split."
+            f"{len(rows)} held-out {kind}: at least {MIN_ROWS} are needed; simulate more, or train with a larger test "
+            "split (--set split.test=0.2)."
         )
     rows = np.sort(rng.choice(rows, min(max_rows, len(rows)), replace=False))
     theta = gather(data.columns["theta"], rows)
@@ -176,24 +179,41 @@ def held_out(posterior: Judged, data: Simulations) -> np.ndarray:
     return np.concatenate([parts.test, new])
 
 
-def _thinned(posterior: Judged, data: Simulations, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows kept with a probability in proportion to their weights; all of them where there are none."""
+def _independent(posterior: Judged, data: Simulations, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws of the weighted rows, one of each group at most; all rows where there are neither weights nor groups.
+
+    A group is kept with a probability in proportion to its mean weight, and by one row of it, in proportion to its
+    rows' weights (the largest of ln w plus Gumbel noise). A row without a group is a group of its own.
+    """
     for name in posterior.names:
         if name not in data.names:
-            raise DataError(f"the simulations have no {unknown('parameter', name, data.names)}")
-    if not len(rows) or not {"proposal_weight", "event_weight"} & set(data.columns):
+            raise DataError(f"the simulations have no parameter {name!r}: {unknown('parameter', name, data.names)}")
+    if not len(rows) or not {"proposal_weight", "event_weight", "group"} & set(data.columns):
         return rows
+    weight = _weights(posterior, data, rows)
+    group = np.asarray(data.columns["group"][:])[rows] if "group" in data.columns else rows
+    group = np.unique(group, return_inverse=True)[1]
+    with np.errstate(divide="ignore"):
+        order = np.lexsort((np.log(weight) + rng.gumbel(size=len(rows)), group))
+    chosen = rows[order[np.flatnonzero(np.diff(group[order], append=-1))]]
+    mean = np.bincount(group, weight) / np.bincount(group)
+    kept = chosen[rng.random(len(chosen)) * mean.max() < mean]
+    if len(kept) < min(MIN_ROWS, len(chosen)):
+        raise DataError(
+            f"{len(kept)} of {len(chosen)} held-out rows are left, kept in proportion to their weights (the largest "
+            f"is {mean.max() / mean.mean():.3g} times the mean): at least {MIN_ROWS} are needed; simulate more."
+        )
+    return np.sort(kept)
+
+
+def _weights(posterior: Judged, data: Simulations, rows: np.ndarray) -> Array:
+    """One positive number a row."""
+    if not {"proposal_weight", "event_weight"} & set(data.columns):
+        return np.ones(len(rows))
     source, cpu = Source(data, data.reference(posterior.names, rows)[0]), torch.device("cpu")
     reading = Reading().resolved(source.bytes(len(data)), cpu)
     rate = getattr(posterior, "record", {}).get("rate", False)
-    weight: Array = row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
-    kept = rows[rng.random(len(rows)) * weight.max() < weight]
-    if len(kept) < MIN_ROWS:
-        raise DataError(
-            f"{len(kept)} of {len(rows)} held-out rows are left, each kept in proportion to its weight (the largest is "
-            f"{weight.max() / weight.mean():.3g} times the mean): at least {MIN_ROWS} are needed; simulate more."
-        )
-    return kept
+    return row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
 
 
 def _require_noise(posterior: Judged, noise: Noise | None) -> None:

@@ -330,3 +330,32 @@ def test_the_report_is_written_as_numbers_and_figures(tmp_path):
     assert set(written["parameters"]) == set(TASK.prior.names)
     for name in ("ranks", "coverage"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def universes(rows_each: int, count: int = 100) -> sbi_dgm.Simulations:
+    """Maps of one universe: theta ~ N(0, 1) repeated, x = theta + 3 noise."""
+    rng = np.random.default_rng(31)
+    theta = np.repeat(rng.normal(size=(count, 1)), rows_each, axis=0)
+    x = theta + 3 * rng.normal(size=theta.shape)
+    return sbi_dgm.Simulations.from_arrays(theta, x, names=["a"], group=np.repeat(np.arange(count), rows_each))
+
+
+class OfUniverses:
+    """The exact posterior of `universes`, N(x / 10, 9 / 10)."""
+
+    names = ("a",)
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        u = np.random.default_rng(seed).normal(size=(len(x["x"]), n, 1))
+        return sbi_dgm.Samples(0.1 * x["x"][:, None] + 0.9**0.5 * u, ["a"], log_prob=-0.5 * u[..., 0] ** 2)
+
+    def log_prob(self, theta, x):
+        return -0.5 * ((theta - 0.1 * x["x"])[:, 0] ** 2) / 0.9
+
+
+def test_one_map_of_each_universe_is_judged():
+    reports = [sbi_dgm.calibrate(OfUniverses(), universes(15), seed=s, progress=False) for s in range(20)]
+    assert {report.rows for report in reports} == {100}
+    assert sum(not report.calibrated for report in reports) <= 1
+    with pytest.raises(DataError, match="40 held-out groups"):
+        sbi_dgm.calibrate(OfUniverses(), universes(15, count=40), progress=False)

@@ -69,13 +69,13 @@ def proposed(rows: int, seed: int = 0, *, weighted: bool = True) -> sbi_dgm.Simu
     return simulations(theta, theta + rng.normal(size=rows), proposal_weight=weight if weighted else None)
 
 
-def events(seed: int = 0, **more) -> sbi_dgm.Simulations:
+def events(seed: int = 0, points: int = POINTS, each: int = EVENTS, **more) -> sbi_dgm.Simulations:
     """Events of the cross section e^theta, drawn too wide, N(theta, WIDE), at evenly spread parameter points."""
     rng = np.random.default_rng(seed)
-    theta = norm.ppf((np.arange(POINTS) + 0.5) / POINTS).repeat(EVENTS)
+    theta = norm.ppf((np.arange(points) + 0.5) / points).repeat(each)
     d = WIDE**0.5 * rng.normal(size=len(theta))
     weight = np.exp(theta) * WIDE**0.5 * np.exp(-(d**2) / 2 * (1 - 1 / WIDE))
-    return simulations(theta, theta + d, event_weight=weight, group=np.arange(POINTS).repeat(EVENTS), **more)
+    return simulations(theta, theta + d, event_weight=weight, group=np.arange(points).repeat(each), **more)
 
 
 def ratio(theta: np.ndarray, x: np.ndarray) -> np.ndarray:

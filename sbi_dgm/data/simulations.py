@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from sbi_dgm.data import foreign
@@ -118,7 +119,7 @@ class Simulations:
         """Simulations from arrays.
 
         Args:
-            theta: (N, D).
+            theta: (N, D); columns of a pandas frame go by their names.
             x: (N, ...), or several by name.
             prior: of theta; gives the names too.
             names: of the parameters, where there is no prior.
@@ -129,6 +130,8 @@ class Simulations:
                 split; `split`, 0 to train, 1 to validate, 2 to test.
 
         """
+        if isinstance(theta, pd.DataFrame):
+            theta, names = _framed(theta, names if prior is None else prior.names)
         arrays = {name: _array(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
         given = {"theta": np.asarray(theta)} | {f"x/{name}": a for name, a in arrays.items()}
         given |= {name: np.asarray(a) for name, a in {"valid": valid, **columns}.items() if a is not None}
@@ -316,6 +319,16 @@ def _array(values: ArrayLike) -> np.ndarray:
     """An array whose truth values are 0 and 1."""
     found = np.asarray(values)
     return found.astype(np.uint8) if found.dtype.kind == "b" else found
+
+
+def _framed(frame: pd.DataFrame, names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
+    """The columns that `names` lists, in that order; all of them where it is None."""
+    wanted = [str(name) for name in frame.columns] if names is None else list(names)
+    frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+    for name in wanted:
+        if name not in frame.columns:
+            raise DataError(f"theta: {unknown('column', name, frame.columns)}")
+    return frame[wanted].to_numpy(), wanted
 
 
 def _names(names: Sequence[str] | None, dimension: int) -> list[str]:
