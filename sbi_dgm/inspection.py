@@ -8,10 +8,10 @@ import h5py
 from sbi_dgm import artifact
 from sbi_dgm.data.foreign import UNREADABLE
 from sbi_dgm.data.format import is_ours
-from sbi_dgm.data.guess import command, guess, tree
+from sbi_dgm.data.guess import command, guess, neighbours, tree
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError
-from sbi_dgm.files import require_file
+from sbi_dgm.files import matching
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.samples import Samples
 
@@ -20,12 +20,14 @@ def describe(path: str | Path, **layout: Any) -> str:
     """The contents of a file, one fact a line: simulations, samples, a posterior, or any HDF5 file as a tree.
 
     Args:
+        path: a file; of a glob the first is described.
         layout: of a foreign simulation file, as of `Simulations.open`.
 
     """
     if layout:
         return _simulations(Simulations.open(path, **layout))
-    path = require_file(path)
+    pattern, files = path, matching(path)
+    path = files[0]
     if not h5py.is_hdf5(path):
         return _posterior(path)
     if is_ours(path):
@@ -33,19 +35,21 @@ def describe(path: str | Path, **layout: Any) -> str:
     try:
         with h5py.File(path, "r") as file:
             if "posterior" not in file:
-                return _foreign(path, file)
+                return _foreign(pattern, files, file)
     except UNREADABLE as error:
         raise FileError(f"{path} is no readable HDF5 file: {(str(error).splitlines() or [repr(error)])[0]}.") from None
     return _samples(path)
 
 
-def _foreign(path: Path, file: h5py.File) -> str:
-    layout = guess(path, file)
-    lines = [f"{path}: HDF5, not written by sbi_dgm, so without checksums of ours", *tree(file)]
+def _foreign(pattern: str | Path, files: list[Path], file: h5py.File) -> str:
+    layout, path = guess(files[0], file, len(files)), files[0]
+    which = f", the first of {len(files)} files" if len(files) > 1 else ""
+    lines = [f"{path}{which}: HDF5, not written by sbi_dgm, so without checksums of ours", *tree(file)]
+    lines += neighbours(path)
     if layout is None:
         return "\n".join([*lines, "Nothing looks like theta and x: name them with --theta and --x."])
     said = f"theta looks like {', '.join(layout.theta)} and x like {', '.join(layout.x.values())}; train on them with"
-    return "\n".join([*lines, said, f"  {command(path, layout)}"])
+    return "\n".join([*lines, said, f"  {command(pattern, layout)}"])
 
 
 def _simulations(data: Simulations) -> str:

@@ -190,3 +190,84 @@ def test_with_a_layout_inspect_describes_the_simulations(tmp_path, capsys):
 def test_our_own_files_are_no_foreign_ones(tmp_path):
     Simulations.create(tmp_path / "a.h5", NUMBERS, NUMBERS)
     assert "60 simulations, 0 failed" in describe(tmp_path / "a.h5")
+
+
+WIDE, PARTS = np.zeros((ROWS, 40)), np.zeros((ROWS // 3, 3))
+COLUMN = np.arange(ROWS) ** 1.5
+
+
+def guessed(path):
+    with h5py.File(path) as file:
+        found = guess(path, file)
+    return found and (",".join(found.theta), ",".join(found.x.values()))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # theta and x lie apart
+        ({"run__theta": COLUMN, "run__b": COLUMN}, None),
+        ({"sim_0__theta": COLUMN, "sim_0__x": COLUMN}, ("sim_0/theta", "sim_0/x")),
+        ({"data__theta": NUMBERS, "data__x": WIDE}, ("data/theta", "data/x")),
+        # equal lengths come before those that divide
+        ({"fiducial__theta": PARTS, "lh__theta": NUMBERS, "maps": WIDE}, ("lh/theta", "maps")),
+        ({"bins": PARTS, "table": NUMBERS, "maps": WIDE}, ("table", "maps")),
+        # names that say what a place is not
+        ({"spectrum": NUMBERS, "more": WIDE}, None),
+        ({"spectrum": NUMBERS, "table": NUMBERS}, ("table", "spectrum")),
+        ({"theta": NUMBERS, "omega_m": WIDE}, None),
+        ({"params": NUMBERS, "labels": WIDE}, None),
+        ({"table": NUMBERS, "cov": np.zeros((ROWS, ROWS)), "square": np.zeros((ROWS, ROWS))}, None),
+        ({"theta": NUMBERS, "pk": NUMBERS, "covariance": WIDE, "seed": WIDE, "counts": WIDE}, ("theta", "pk")),
+        ({"ids": NUMBERS, "x": WIDE}, None),
+        # training rows come before others
+        ({"test__theta": NUMBERS, "test__x": WIDE, "train__theta": NUMBERS, "train__x": WIDE},
+         ("train/theta", "train/x")),
+        ({"val__theta": NUMBERS, "val__x": WIDE, "training__theta": PARTS, "training__x": WIDE},
+         ("training/theta", "training/x")),
+        ({"x_test": WIDE, "theta_test": NUMBERS, "x_train": WIDE, "theta_train": NUMBERS}, ("theta_train", "x_train")),
+        # nothing rather than one of several
+        ({"a__theta": NUMBERS, "b__theta": NUMBERS, "x": WIDE}, None),
+        ({"theta": NUMBERS, "maps": WIDE, "spectra": WIDE}, None),
+        ({"theta": NUMBERS, "one": WIDE, "two": WIDE}, None),
+        ({"one": NUMBERS, "two": NUMBERS + 1}, None),
+        ({"omega_m": COLUMN, "sigma_8": COLUMN, "x": WIDE}, None),
+    ],
+)  # fmt: skip
+def test_a_guess_keeps_the_rules_or_is_none(tmp_path, content, expected):
+    assert guessed(file_of(tmp_path, **content)) == expected
+
+
+@pytest.mark.parametrize(
+    ("tables", "theta"),
+    [
+        ({"k_bins.txt": ("k lo", PARTS + np.arange(3) ** 2), "runs.csv": ("a,b,c", NUMBERS)}, "runs.csv"),
+        ({"t.csv": ("seed,a,b", NUMBERS)}, "t.csv/a,t.csv/b"),
+        ({"t.csv": ("a,n,b", np.insert(NUMBERS[:, :2], 1, 5 + 2 * np.arange(ROWS), axis=1))}, "t.csv/a,t.csv/b"),
+        ({"t.txt": ("", np.column_stack([np.arange(ROWS), NUMBERS]))}, None),
+        ({"a.csv": ("a,b,c", NUMBERS), "b.csv": ("a,b,c", NUMBERS)}, None),
+        ({"params.csv": ("a,b,c", NUMBERS), "b.csv": ("a,b,c", NUMBERS)}, "params.csv"),
+    ],
+)  # fmt: skip
+def test_tables_beside_are_said_and_lend_the_columns_that_do_not_number_rows(tmp_path, capsys, tables, theta):
+    path = file_of(tmp_path, maps=WIDE)
+    for name, (title, values) in tables.items():
+        title = title if len(title.split(",")) == values.shape[1] else ""
+        np.savetxt(tmp_path / name, values, header=title, comments="", delimiter=",")
+    lines = printed(path, capsys)
+    for name, (_, values) in tables.items():
+        assert any(line.startswith(f"  {name} ") and f"{len(values)} rows, columns" in line for line in lines)
+    last = f"  sbi-dgm train {path} --theta {theta} --x maps -o run"
+    assert lines[-1] == (last if theta else "Nothing looks like theta and x: name them with --theta and --x.")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_of_a_glob_the_first_file_is_described_and_all_are_trained_on(tmp_path, capsys, inside):
+    for i in (10, 2):
+        file_of(tmp_path, maps=WIDE, **({"theta": NUMBERS} if inside else {})).rename(tmp_path / f"sim_{i}.h5")
+    np.savetxt(tmp_path / "params.txt", np.concatenate([NUMBERS, NUMBERS]))
+    lines = printed(tmp_path / "sim_*.h5", capsys)
+    assert lines[0].startswith(f"{tmp_path / 'sim_2.h5'}, the first of 2 files: HDF5")
+    theta = "theta" if inside else "params.txt"
+    assert lines[-1] == f"  sbi-dgm train '{tmp_path / 'sim_*.h5'}' --theta {theta} --x maps -o run"
+    assert Simulations.open(tmp_path / "sim_*.h5", theta=theta, x="maps").theta.shape == (2 * ROWS, 3)
