@@ -285,3 +285,16 @@ def test_a_feature_of_a_set_that_is_not_finite_is_named_by_row():
     x[123, 0, 1] = np.nan
     with pytest.raises(DataError, match="observable 'hits', row 123: entry 1 is nan"):
         standardise("hits", x, np.arange(300), block=50, observable=SET)
+
+
+@pytest.mark.filterwarnings("ignore:.*constant", "ignore:.*never change")
+@pytest.mark.parametrize("value", [1e30, 1.98847e33, -3.1, 0.1])
+def test_an_entry_that_never_changes_becomes_zero_however_large(value):
+    x = np.random.default_rng(9).normal(5, 2, (1000, 2))
+    x[:, 1] = value
+    statistics = Statistics("x", Observable((2,)), 1000)
+    for first in range(0, 1000, 300):
+        statistics.add(np.arange(first, min(first + 300, 1000)), x[first : first + 300])
+    scaled = statistics.scaler(np.dtype(float))(torch.as_tensor(x))
+    assert (scaled[:, 1] == 0).all()
+    assert abs(float(scaled[:, 0].std()) - 1) < 1e-3

@@ -3,6 +3,7 @@
 Moments are streamed in float64 (the pairwise update of Chan, Golub and LeVeque 1983), quantiles come from a fixed
 sample of rows. Where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), an
 arcsinh about the median comes first, since such tails may have no variance at all; its moments are the sample's.
+An entry with one value only has that value as its mean, so that it comes out as 0 however large it is.
 """
 
 import warnings
@@ -84,6 +85,7 @@ class Statistics:
         self.every, self.seen = -(-rows // kept), 0
         self.sample: list[np.ndarray] = []
         self.count, self.mean, self.spread = 0, np.float64(0.0), np.float64(0.0)
+        self.low, self.high = np.float64(np.inf), np.float64(-np.inf)
 
     def add(self, rows: np.ndarray, x: np.ndarray) -> None:
         """More rows (B, ...); `rows` are their numbers, for error messages."""
@@ -92,6 +94,8 @@ class Statistics:
         self.seen += len(x)
         entries = self._entries(x).astype(np.float64)
         total, mean = self.count + len(entries), entries.mean(0) if len(entries) else np.float64(0.0)
+        self.low = np.minimum(self.low, entries.min(0, initial=np.inf))
+        self.high = np.maximum(self.high, entries.max(0, initial=-np.inf))
         shift = mean - self.mean
         share = len(entries) / max(1, total)
         self.spread = self.spread + ((entries - mean) ** 2).sum(0) + shift**2 * self.count * share
@@ -125,13 +129,16 @@ class Statistics:
         if heavy.any():
             drawn = np.arcsinh((sample - median) / width)
             mean, sd = np.where(heavy, drawn.mean(0), mean), np.where(heavy, drawn.std(0), sd)
-        constant = sd <= 1e-12 * np.abs(mean)
+        single, rounding = self.low == self.high, 1e-12 * np.abs(mean)
+        mean, constant = np.where(single, self.low, mean), single | (sd <= rounding)
+        mean = np.where(constant, median, mean)  # the value itself: a mean of many has rounding errors
         if constant.any():
             where = np.flatnonzero(np.atleast_1d(constant))[:5].tolist()
             warnings.warn(
                 f"observable {self.name!r}: entries {where} never change; they are scaled by 1.", stacklevel=2
             )
-        numbers = {"mean": mean, "sd": np.where(constant, 1.0, sd), "median": median, "width": width, "heavy": heavy}
+        sd = np.where(constant, np.where(single, 1.0, np.maximum(1.0, rounding)), sd)
+        numbers = {"mean": mean, "sd": sd, "median": median, "width": width, "heavy": heavy}
         for name, value in numbers.items():
             setattr(scaler, name, torch.as_tensor(value))
         return scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
