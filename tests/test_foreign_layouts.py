@@ -182,3 +182,28 @@ def test_columns_of_a_table_beside_are_chosen_by_name_and_in_order(tmp_path):
         Simulations.open(made.path, theta="params.txt/omega", x="maps")
     with pytest.raises(OptionError, match="give one table beside the file, columns of it"):
         Simulations.open(made.path, theta="params.txt,params.txt/omega_m", x="maps")
+
+
+@pytest.mark.parametrize(
+    ("x", "names"),
+    [
+        ("z=0.00/maps", ["maps"]),
+        ("m=z=0.00/maps", ["m"]),
+        ("z=0.00/maps,b=z=0.00/maps", ["maps", "b"]),
+        ("m=plain", ["m"]),
+        ({"m": "z=0.00/maps"}, ["m"]),
+        ("t=0/u", ["u"]),
+    ],
+)
+def test_datasets_may_have_an_equals_sign_in_their_name(tmp_path, x, names):
+    table = np.zeros(60, [("u", "f8")])
+    path = layouts.paired(tmp_path, **{"z=0.00/maps": np.ones((60, 2)), "plain": np.zeros(60), "t=0": table})
+    assert list(Simulations.open(path, theta="theta", x=x).observables) == names
+
+
+def test_a_dataset_with_an_equals_sign_trains_and_is_found_again(tmp_path):
+    theta = layouts.universes(60)
+    path = layouts.paired(tmp_path, **{"z=0.00/maps": layouts.vectors(theta), "x": None})
+    assert command("train", path, "-o", tmp_path / "run", "--theta", "theta", "--x", "z=0.00/maps", *SMALL) == 0
+    model = tmp_path / "run" / "posterior.safetensors"
+    assert command("sample", model, path, "--row", 4, "-n", 30, "-o", tmp_path / "s.h5") == 0

@@ -278,3 +278,25 @@ def test_a_foreign_file_without_a_layout_is_asked_for_one(tmp_path, capsys):
 def test_an_unusable_option_is_an_option_error(tmp_path):
     with pytest.raises(OptionError):
         Simulations.open(layouts.paired(tmp_path), theta="theta", x="x", weight="w")
+
+
+@pytest.mark.parametrize(
+    ("datasets", "places", "words"),
+    [
+        ({"t": table_of(a="f8", name="S16", b="f8")}, {"theta": "t"}, r"'t/name' holds \|S16: .*--theta t/a,t/b\)"),
+        ({"t": table_of(a="f8", name="S16", b="f8")}, {"x": "t"}, r"'t/name' holds \|S16: .*--x t/a,t/b\)"),
+        ({"g/a": np.zeros(60), "g/n": np.full(60, "a", "S3")}, {"x": "g"}, r"'g/n' holds \|S3: .*--x g/a\)"),
+    ],
+)
+def test_text_among_numbers_is_refused_with_the_fields_to_list(tmp_path, datasets, places, words):
+    path = layouts.paired(tmp_path, **datasets)
+    with pytest.raises(DataError, match=words):
+        Simulations.open(path, **({"theta": "theta", "x": "x"} | places))
+
+
+def test_the_fields_listed_are_read_beside_text(tmp_path):
+    path = layouts.paired(tmp_path, t=table_of(a="f8", name="S16", b="f8"))
+    assert Simulations.open(path, theta="t/a,t/b", x="x").names == ["a", "b"]
+    table = tmp_path / "p.csv"
+    table.write_text("a,model,b\n" + "".join(f"{i},LCDM,{i}\n" for i in range(60)))
+    assert Simulations.open(path, theta="p.csv/a,p.csv/b", x="x").names == ["a", "b"]

@@ -298,3 +298,23 @@ def test_an_entry_that_never_changes_becomes_zero_however_large(value):
     scaled = statistics.scaler(np.dtype(float))(torch.as_tensor(x))
     assert (scaled[:, 1] == 0).all()
     assert abs(float(scaled[:, 0].std()) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2,), (3, 4)])
+def test_one_value_is_exactly_zero_in_any_dtype_and_shape_and_blocks(shape, dtype):
+    x = np.full((2000, *shape), 1.98847e33, dtype)
+    for block in (1, 7, 2000):
+        with pytest.warns(UserWarning, match="never change"):
+            scaler = standardise("x", x, np.arange(2000), block=block)
+        assert not scaler(torch.as_tensor(x)).any()
+
+
+def test_rounding_of_a_huge_value_stays_of_order_one_and_a_real_spread_is_scaled_as_ever():
+    signal = np.random.default_rng(1).normal(size=(2000, 2))
+    x = np.stack([np.nextafter(1e30, np.where(signal[:, 0] > 0, np.inf, 0)), 1e30 * (1 + 1e-9 * signal[:, 1])], 1)
+    with pytest.warns(UserWarning, match=r"entries \[0\] never change"):
+        scaler, s = scaled(x)
+    assert np.abs(s[:, 0]).max() < 1e-3
+    np.testing.assert_allclose(scaler.sd[1], x[:, 1].std(), rtol=1e-6)
+    np.testing.assert_allclose(s[:, 1].std(), 1, rtol=1e-5)

@@ -143,3 +143,31 @@ def test_a_hole_in_a_table_is_refused_with_its_row(tmp_path):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(FileError, match=r"there is no file 'nothing\.csv'"):
         beside("nothing.csv", tmp_path)
+
+
+MODELS = "omega_m,model,h\n" + "".join(f"{i / 7},LCDM,{i}\n" for i in range(5))
+
+
+def test_a_text_column_does_not_hinder_those_chosen(tmp_path):
+    (tmp_path / "a.csv").write_text(MODELS)
+    table = beside("a.csv", tmp_path, ["h", "omega_m"])
+    assert table.names == ("h", "omega_m")
+    np.testing.assert_array_equal(table.column[:], [[i, i / 7] for i in range(5)])
+
+
+@pytest.mark.parametrize("columns", [(), ["h", "model"]])
+def test_a_text_column_that_is_wanted_is_refused_in_plain_words(tmp_path, columns):
+    (tmp_path / "a.csv").write_text(MODELS)
+    with pytest.raises(FileError, match=r"row 0 of column 'model' is 'LCDM', which is no number; list the") as caught:
+        beside("a.csv", tmp_path, columns)
+    assert "str_" not in str(caught.value)
+
+
+def test_semicolons_separate_but_decimal_commas_are_refused(tmp_path):
+    (tmp_path / "b.csv").write_text(";".join(NAMES) + "\n" + lines(";"))
+    (tmp_path / "c.csv").write_text("a;b\n0.5;1\n0,3;2\n")
+    table = beside("b.csv", tmp_path)
+    assert table.names == NAMES
+    np.testing.assert_array_equal(table.column[:], NUMBERS)
+    with pytest.raises(FileError, match="row 1 of column 'a' is '0,3': write decimals with a point"):
+        beside("c.csv", tmp_path)

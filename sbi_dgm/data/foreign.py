@@ -17,9 +17,9 @@ from sbi_dgm import priors
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.columns import Column, Finite, Handle, Padded, Repeated, chunk_rows, joined
 from sbi_dgm.data.format import Header, cast
-from sbi_dgm.data.places import Seen, merged, observables, padded, stored, table, vector
+from sbi_dgm.data.places import Seen, is_place, merged, observables, padded, stored, table, vector
 from sbi_dgm.data.tables import SUFFIXES, Table, beside
-from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, unknown
+from sbi_dgm.errors import DataError, FileError, OptionError, PriorError
 from sbi_dgm.files import matching
 from sbi_dgm.options import Options
 from sbi_dgm.parameters import Observable, Parameter
@@ -35,8 +35,9 @@ class Layout(Options):
     Attributes:
         theta: places of the parameters: datasets (N,) or (N, D), fields of a compound one, a group of columns; or a
             table in a file beside (.txt, .csv, .dat, .tsv, .npy), or columns of it. Text by commas, or a list.
-        x: places of the observables, by name; text by commas, `name=place` or `place`. A group with `values`
-            and `offsets` holds sets of varying size, complex numbers become pairs of real ones.
+        x: places of the observables, by name; text by commas, `name=place` or `place`; a word with "=" is a place
+            where the file has one so called, else split at the first "=". A group with `values` and `offsets` holds
+            sets of varying size, complex numbers become pairs of real ones.
         weight: {"event": place} for weights of Monte Carlo events, {"proposal": place} for p(theta) / p~(theta).
         group: place of integers or names whose equal rows stay in one split.
         prior: what the parameters were opened with, as JSON, so that they come in the same order again.
@@ -62,9 +63,9 @@ class Layout(Options):
     def _by_name(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
             return value or _nothing("x")
-        pairs = [word.rpartition("=")[::2] for word in _words(value)]
-        named = {name or place.strip("/").rpartition("/")[2]: place for name, place in pairs}
-        if len(named) < len(pairs):
+        words = _words(value)
+        named = {word if "=" in word else _last(word): word for word in words}
+        if len(named) < len(words):
             raise OptionError(f"x = {value!r}: two places end alike; name them, such as a=first/x,b=second/x.")
         return named or _nothing("x")
 
@@ -84,6 +85,20 @@ def _words(value: Any) -> list[str]:
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
         raise OptionError(f"{value!r} is no place in a file: give text, by commas, or a list of it.")
     return [word.strip() for word in words if word.strip()]
+
+
+def _last(place: str) -> str:
+    return place.strip("/").rpartition("/")[2]
+
+
+def _title_and_place(handle: Handle, title: str, place: str) -> tuple[str, str]:
+    """Resolve a word with "=", kept as both title and place: a place if it is one, else `name=place`."""
+    if title != place or "=" not in place:
+        return title, place
+    if is_place(handle, place):
+        return _last(place), place
+    name, _, rest = place.partition("=")
+    return name or _last(rest), rest
 
 
 def _nothing(name: str) -> Any:
@@ -144,7 +159,7 @@ class Part(NamedTuple):
 
 
 def _part(handle: Handle, layout: Layout, *, bare: bool = False) -> Part:
-    seen = merged(handle, (observables(handle, title, place) for title, place in layout.x.items()))
+    seen = merged(handle, (observables(handle, *_title_and_place(handle, *pair)) for pair in layout.x.items()))
     _require_pairs(handle, seen)
     if bare:
         return Part(handle, None, seen, {})
@@ -180,20 +195,11 @@ def _table_and_column(place: str) -> tuple[str, str]:
     return (parent, column) if Path(parent).suffix in SUFFIXES else ("", "")
 
 
-def _chosen(name: str, found: Table, columns: Sequence[str]) -> Table:
-    """Some columns of a table beside, in the order given; all where none are."""
-    for column in columns:
-        if column not in found.names:
-            raise DataError(f"{name}: {unknown('column', column, found.names)}")
-    entries = [found.names.index(column) for column in columns]
-    return Table(tuple(columns), np.asarray(found.column[:])[:, entries]) if columns else found
-
-
 def _theta(parts: Sequence[Part], layout: Layout) -> Table:
     outside, first = _outside(layout), parts[0]
     if outside is not None:
         name, columns = outside
-        return _chosen(name, beside(name, first.handle.path.parent), columns)
+        return beside(name, first.handle.path.parent, columns)
     tables = [part.theta for part in parts if part.theta is not None]
     for part, other in zip(parts, tables, strict=True):
         if (other.names, other.column.shape[1:]) != (tables[0].names, tables[0].column.shape[1:]):

@@ -94,6 +94,7 @@ def _table(handle: Handle, place: str, role: str) -> Table:
         return Table(tuple(columns), _beside(handle, {f"{place}/{name}": c for name, c in columns.items()}))
     if field is None and item.dtype.names:
         fields = _fields(item.dtype)
+        _require_no_text(handle, place, role, {name: item.dtype[name] for name in fields})
         column = Beside([_real(handle, place, name) for name in fields])
         return Table(fields if len(fields) == column.shape[1] else (), column)
     column = _real(handle, place if field is None else place.rpartition("/")[0], field)
@@ -116,6 +117,7 @@ def observables(handle: Handle, name: str, place: str) -> dict[str, Seen]:
             return {
                 name: Seen(Observable((len(fields),), names=fields), Beside([_real(handle, place, f) for f in fields]))
             }
+        _require_no_text(handle, place, "x", {f: item.dtype[f] for f in fields})
         return {f: _seen(handle, place, f) for f in fields}
     return {name: _seen(handle, place if field is None else place.rpartition("/")[0], field)}
 
@@ -123,7 +125,9 @@ def observables(handle: Handle, name: str, place: str) -> dict[str, Seen]:
 def _group(handle: Handle, name: str, place: str, group: Any) -> dict[str, Seen]:
     if {"values", "offsets"} <= set(group):
         return {name: _set(handle, place)}
-    if all(_is_column(child) for child in children(handle, place, group).values()):
+    inside = children(handle, place, group)
+    _require_no_text(handle, place, "x", {name: getattr(child, "dtype", None) for name, child in inside.items()})
+    if all(_is_column(child) for child in inside.values()):
         names, column = _table(handle, place, "x")
         return {name: Seen(Observable((len(names),), names=names), column)}
     return merged(handle, (observables(handle, child, f"{place}/{child}") for child in group))
@@ -204,6 +208,14 @@ def _find(handle: Handle, place: str) -> "tuple[Any, str | None]":
     raise DataError(f"{handle.path}: {unknown('dataset', place, datasets(file))}")
 
 
+def is_place(handle: Handle, place: str) -> bool:
+    """Whether a dataset, a group or a field of a dataset is so called; a link counts wherever it leads."""
+    file: Any = handle.open()
+    parent, _, field = place.strip("/").rpartition("/")
+    item = file.get(parent or "/")
+    return place in file or (isinstance(item, h5py.Dataset) and field in (item.dtype.names or ()))
+
+
 def _real(handle: Handle, place: str, field: str | None = None) -> Stored:
     column = Stored(handle, place, field)
     _require_numbers(handle, place if field is None else f"{place}/{field}", column)
@@ -214,6 +226,17 @@ def _require_numbers(handle: Handle, place: str, column: Column) -> None:
     if column.dtype.kind not in "fiub" or not column.shape:
         raise DataError(
             f"{handle.path}: {place!r} holds {column.dtype} {column.shape}: rows of real numbers are needed."
+        )
+
+
+def _require_no_text(handle: Handle, place: str, role: str, kinds: Mapping[str, np.dtype | None]) -> None:
+    """Where text stands among numbers, say how to leave it out; groups have no dtype."""
+    text = [name for name, dtype in kinds.items() if dtype is not None and dtype.base.kind in "SUO"]
+    wanted = ",".join(f"{place}/{name}" for name in kinds if name not in text)
+    if text and wanted:
+        raise DataError(
+            f"{handle.path}: {f'{place}/{text[0]}'!r} holds {kinds[text[0]]}: rows of real numbers are needed; list "
+            f"the fields wanted (--{role} {wanted})."
         )
 
 

@@ -130,7 +130,7 @@ class Statistics:
             drawn = np.arcsinh((sample - median) / width)
             mean, sd = np.where(heavy, drawn.mean(0), mean), np.where(heavy, drawn.std(0), sd)
         single, rounding = self.low == self.high, 1e-12 * np.abs(mean)
-        mean, constant = np.where(single, self.low, mean), single | (sd <= rounding)
+        constant = single | (sd <= rounding)
         mean = np.where(constant, median, mean)  # the value itself: a mean of many has rounding errors
         if constant.any():
             where = np.flatnonzero(np.atleast_1d(constant))[:5].tolist()
