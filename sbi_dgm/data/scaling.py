@@ -85,7 +85,6 @@ class Statistics:
         self.every, self.seen = -(-rows // kept), 0
         self.sample: list[np.ndarray] = []
         self.count, self.mean, self.spread = 0, np.float64(0.0), np.float64(0.0)
-        self.low, self.high = np.float64(np.inf), np.float64(-np.inf)
 
     def add(self, rows: np.ndarray, x: np.ndarray) -> None:
         """More rows (B, ...); `rows` are their numbers, for error messages."""
@@ -94,8 +93,6 @@ class Statistics:
         self.seen += len(x)
         entries = self._entries(x).astype(np.float64)
         total, mean = self.count + len(entries), entries.mean(0) if len(entries) else np.float64(0.0)
-        self.low = np.minimum(self.low, entries.min(0, initial=np.inf))
-        self.high = np.maximum(self.high, entries.max(0, initial=-np.inf))
         shift = mean - self.mean
         share = len(entries) / max(1, total)
         self.spread = self.spread + ((entries - mean) ** 2).sum(0) + shift**2 * self.count * share
@@ -129,15 +126,15 @@ class Statistics:
         if heavy.any():
             drawn = np.arcsinh((sample - median) / width)
             mean, sd = np.where(heavy, drawn.mean(0), mean), np.where(heavy, drawn.std(0), sd)
-        single, rounding = self.low == self.high, 1e-12 * np.abs(mean)
-        constant = single | (sd <= rounding)
+        rounding = 1e-12 * np.abs(mean)
+        constant = sd <= rounding
         mean = np.where(constant, median, mean)  # the value itself: a mean of many has rounding errors
         if constant.any():
             where = np.flatnonzero(np.atleast_1d(constant))[:5].tolist()
             warnings.warn(
                 f"observable {self.name!r}: entries {where} never change; they are scaled by 1.", stacklevel=2
             )
-        sd = np.where(constant, np.where(single, 1.0, np.maximum(1.0, rounding)), sd)
+        sd = np.where(constant, np.maximum(1.0, rounding), sd)
         numbers = {"mean": mean, "sd": sd, "median": median, "width": width, "heavy": heavy}
         for name, value in numbers.items():
             setattr(scaler, name, torch.as_tensor(value))
