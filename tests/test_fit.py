@@ -15,6 +15,7 @@ from sbi_dgm.loop import Training
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.posterior import Posterior
 from sbi_dgm.priors import MultivariateNormal, Prior
+from sbi_dgm.seeds import lending
 
 
 def test_some_of_the_parameters_can_be_inferred_in_any_order():
@@ -143,7 +144,9 @@ def test_statistics_come_from_training_rows_only():
 
 def test_running_statistics_of_an_embedding_are_carried_to_the_posterior():
     """Batch normalisation keeps its moments in buffers, which the averaged weights must have too."""
-    posterior = fit(embedding=nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    with lending(1):
+        embedding = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    posterior = fit(embedding=embedding)
     linear, normalisation = posterior.network.summary.embedding.module
     seen = linear(posterior.network.summary.scalers[0](torch.as_tensor(simulations().x(np.arange(400))["x"])))
     assert int(normalisation.num_batches_tracked) > 10
