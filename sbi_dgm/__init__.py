@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sbi_dgm.benchmark.runner import run_benchmark
+    from sbi_dgm.benchmark.suite import Suite
     from sbi_dgm.campaign import simulate
     from sbi_dgm.command import CommandSimulator
     from sbi_dgm.data.simulations import Simulations
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from sbi_dgm.training import Training, fit
 
 _HOMES = {
+    "benchmark.runner": ["run_benchmark"],
+    "benchmark.suite": ["Suite"],
     "campaign": ["simulate"],
     "command": ["CommandSimulator"],
     "data.simulations": ["Simulations"],
@@ -66,12 +70,14 @@ __all__ = [
     "Simulations",
     "Simulator",
     "SplitRule",
+    "Suite",
     "Training",
     "TruncatedNormal",
     "Uniform",
     "calibrate",
     "fit",
     "load",
+    "run_benchmark",
     "simulate",
     "unbatched",
 ]

@@ -4,22 +4,21 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sbi_dgm import arguments
 from sbi_dgm.errors import OptionError, SbiError, unknown
 
 
 def _simulate(a: argparse.Namespace) -> None:
     from sbi_dgm.campaign import simulate
-    from sbi_dgm.executors import ENGINES
 
     if ":" in a.simulator:
         sys.path.insert(0, str(Path.cwd()))
-    chosen = next((name for name in ENGINES if getattr(a, name)), None)
-    with ENGINES[chosen](getattr(a, chosen)) if chosen else nullcontext() as executor:
+    with _engine(a) as executor:
         data = simulate(
             a.simulator,
             a.n,
@@ -36,6 +35,13 @@ def _simulate(a: argparse.Namespace) -> None:
         f"{a.out}: {len(data)} rows, {failed} failed; "
         f"theta = {', '.join(data.names)}; x = {', '.join(data.observables)}."
     )
+
+
+def _engine(a: argparse.Namespace) -> AbstractContextManager[Any]:
+    from sbi_dgm.executors import ENGINES
+
+    chosen = next((name for name in ENGINES if getattr(a, name)), None)
+    return ENGINES[chosen](getattr(a, chosen)) if chosen else nullcontext()
 
 
 def _train(a: argparse.Namespace) -> None:
@@ -150,6 +156,29 @@ def _calibrate(a: argparse.Namespace) -> int:
     return 0 if report.calibrated else 1
 
 
+def _benchmark(a: argparse.Namespace) -> int:
+    from sbi_dgm.benchmark.gate import baseline, compare
+    from sbi_dgm.benchmark.page import terminal
+    from sbi_dgm.benchmark.runner import run_benchmark
+    from sbi_dgm.config import suite
+
+    sys.path.insert(0, str(Path.cwd()))
+    chosen = suite(a.suite, {name: getattr(a, name) for name in CHOSEN})
+    before = None if a.against is None else baseline(a.against)
+    with _engine(a) as executor:
+        results = run_benchmark(
+            chosen, out=a.out, workers=a.workers, executor=executor, timeout=a.timeout, device=a.device
+        )
+    print(terminal(results.table()))
+    print(f"{a.out}/: index.html, table.csv, table.md, scores.csv, scores.png, summary.json; cells/")
+    for cell in results.failed:
+        print(f"FAILED: {cell['task']} {cell['method']} {cell['budget']} seed {cell['seed']}: {cell['error']}")
+    verdicts = [] if before is None else compare(results.summary(), before)
+    for verdict in verdicts:
+        print(verdict)
+    return int(bool(results.failed) or any(verdict.lost for verdict in verdicts))
+
+
 def _inspect(a: argparse.Namespace) -> None:
     from sbi_dgm.config import layout
     from sbi_dgm.inspection import describe
@@ -182,109 +211,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _simulate_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("simulator", help="name of an installed simulator, or package.module:Object")
-    p.add_argument("-n", type=int, required=True, help="rows in all")
-    _output(p, "simulation file (HDF5)")
-    p.add_argument("--seed", type=int, default=0)
-    engine = p.add_mutually_exclusive_group()
-    engine.add_argument("--workers", type=int, default=1, help="processes of this machine")
-    engine.add_argument("--dask", metavar="ADDRESS", help="Dask cluster, such as tcp://host:8786, or local")
-    engine.add_argument("--mpi", action="store_true", help="under mpiexec -n 9 python -m mpi4py.futures -m sbi_dgm")
-    engine.add_argument("--slurm", metavar="KEY=VALUE,...", help="Slurm jobs, such as partition=cpu,time=60")
-    p.add_argument("--timeout", type=float, metavar="SECONDS", help="of one task, for two workers or more")
-    p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task")
-
-
-def _train_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
-    _output(p, "run folder")
-    _layout(p)
-    p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, located (default: flow)")
-    p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
-    p.add_argument("--parameters", type=lambda text: text.split(","), help="names to infer, by commas; others drop out")
-    p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
-    p.add_argument("--seed", type=int, default=0)
-    _device(p)
-
-
-def _sample_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="posterior file")
-    p.add_argument("observation", help=".npy, .npz, CSV, text, or a simulation file with --row")
-    p.add_argument("-n", type=int, default=10_000, help="draws")
-    _output(p, "file of samples (HDF5)")
-    p.add_argument("--row", type=int, help="row of a simulation file")
-    p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="TABLE.KEY=VALUE",
-        help="such as estimator.steps=100, for this use",
-    )
-    p.add_argument("--corner", help="also draw a corner plot into this file")
-    p.add_argument("--seed", type=int, default=0)
-    _device(p)
-
-
-def _calibrate_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", help="posterior file")
-    p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
-    _output(p, "report folder")
-    _layout(p)
-    p.add_argument("--draws", type=int, default=1000, help="draws of each row")
-    p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
-    p.add_argument("--seed", type=int, default=0)
-    _device(p)
-
-
-def _inspect_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("data", metavar="file", help="simulation file, posterior file, file of samples, or any HDF5 file")
-    _layout(p)
-
-
-def _quickstart_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("-o", "--out", default="quickstart", help="folder (default: quickstart)")
-    p.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
 FIGURES = (".pdf", ".png", ".svg")
+CHOSEN = ("tasks", "estimators", "budgets", "observations", "seeds", "scores", "draws")
 COMMANDS = {
-    "simulate": (_simulate, _simulate_arguments, "Run a simulator over its prior into a simulation file."),
-    "train": (_train, _train_arguments, "Train a posterior on a simulation file."),
-    "sample": (_sample, _sample_arguments, "Draw from the posterior of an observation."),
+    "simulate": (_simulate, arguments.simulate, "Run a simulator over its prior into a simulation file."),
+    "train": (_train, arguments.train, "Train a posterior on a simulation file."),
+    "sample": (_sample, arguments.sample, "Draw from the posterior of an observation."),
     "calibrate": (
         _calibrate,
-        _calibrate_arguments,
+        arguments.calibrate,
         "Judge a posterior on held-out simulations; exit code 1 if it fails.",
     ),
-    "inspect": (_inspect, _inspect_arguments, "Say what a file holds."),
-    "quickstart": (_quickstart, _quickstart_arguments, "The whole job on real supernovae, in about two minutes."),
+    "benchmark": (
+        _benchmark,
+        arguments.benchmark,
+        "Compare methods on tasks with exact posteriors; exit code 1 on a failure or a loss.",
+    ),
+    "inspect": (_inspect, arguments.inspect, "Say what a file holds."),
+    "quickstart": (_quickstart, arguments.quickstart, "The whole job on real supernovae, in about two minutes."),
 }
-
-
-def _output(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("-o", "--out", required=True, help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def _layout(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--config", help="TOML file with [estimator], [embedding], [training], [split], [reading], [data], [prior]"
-    )
-    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
-    p.add_argument(
-        "--theta", metavar="PLACES", help="datasets of the parameters, by commas, or a table beside (.txt, .csv)"
-    )
-    p.add_argument("--x", metavar="PLACES", help="datasets of the observables, by commas; name=place to name one")
-    p.add_argument("--event-weight", metavar="PLACE", help="weights of Monte Carlo events")
-    p.add_argument("--proposal-weight", metavar="PLACE", help="p(theta) / p~(theta), where theta was drawn from p~")
-    p.add_argument("--group", metavar="PLACE", help="rows of one group stay in one split")
-    p.add_argument("--noise", metavar="MODULE:FUNCTION", help="model of noise, (x, theta, generator) -> x")
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -312,10 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _parse(words)
+        parsed = _parse(words)
         with warnings.catch_warnings():
             warnings.showwarning = _show  # type: ignore[assignment]
-            return arguments.run(arguments) or 0
+            return parsed.run(parsed) or 0
     except (SbiError, OSError) as error:
         if "--debug" in words:
             raise
@@ -323,7 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "sbi-dgm: interrupted; what was finished is kept (train goes on with --resume, simulate as it was).",
+            "sbi-dgm: interrupted; what was finished is kept "
+            "(train goes on with --resume, simulate and benchmark as they were).",
             file=sys.stderr,
         )
         return 130

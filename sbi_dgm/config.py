@@ -21,10 +21,13 @@ and for foreign simulation files `[data]` (`theta`, `x`, `weight`, `group`) and 
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from sbi_dgm import options
+from sbi_dgm.benchmark.methods import Fitted
+from sbi_dgm.benchmark.suite import Suite
 from sbi_dgm.data.foreign import WEIGHTS
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.splits import SplitRule
@@ -36,6 +39,8 @@ from sbi_dgm.training import Training
 
 TABLES = ("estimator", "embedding", "training", "split", "reading", "data", "prior")
 PLACES = ("theta", "x", "weight", "group")
+METHOD = ("estimator", "embedding", "training", "split", "reading")
+SUITES = ("quick", "standard", "full")
 
 
 def settings(path: str | Path | None, words: Sequence[str], estimator: str | None = None) -> dict[str, Any]:
@@ -53,6 +58,10 @@ def settings(path: str | Path | None, words: Sequence[str], estimator: str | Non
     content = _content(path, words)
     if estimator is not None:
         content["estimator"] = {**content["estimator"], "name": estimator}
+    return _run(content)
+
+
+def _run(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "estimator": _named("estimator", FAMILIES, content["estimator"], "flow"),
         "embedding": _named("embedding", EMBEDDINGS, content["embedding"], "auto"),
@@ -60,6 +69,44 @@ def settings(path: str | Path | None, words: Sequence[str], estimator: str | Non
         "split": SplitRule(**content["split"]),
         "reading": Reading(**content["reading"]),
     }
+
+
+def suite(given: str | None, chosen: Mapping[str, Any]) -> Suite:
+    """The suite of a benchmark.
+
+    Args:
+        given: "quick", "standard", "full", or a TOML file with the fields of `Suite`; a table `[methods.NAME]` there
+            holds settings as a run's file does, and NAME may stand among the estimators. None for `chosen` alone.
+        chosen: fields over those; None where not said.
+
+    >>> suite("quick", {"seeds": "3"}).seeds
+    (3,)
+
+    """
+    content = {} if given is None else parsed(_suite_text(given), given)
+    methods = {name: _method(name, table) for name, table in content.pop("methods", {}).items()}
+    content |= {key: value for key, value in chosen.items() if value is not None}
+    if "tasks" not in content:
+        raise OptionError("a benchmark needs tasks: name a suite (quick, standard, full), a TOML file, or --tasks.")
+    if "estimators" in content:
+        content["estimators"] = [methods.get(str(one), one) for one in content["estimators"]]
+    return Suite(**content)
+
+
+def _suite_text(given: str) -> str:
+    if given in SUITES:
+        return files("sbi_dgm").joinpath(f"benchmark/data/{given}.toml").read_text(encoding="utf-8")
+    if Path(given).suffix != ".toml":
+        raise OptionError(unknown("suite", given, SUITES))
+    return require_file(given).read_text(encoding="utf-8")
+
+
+def _method(name: str, table: Mapping[str, Any]) -> Fitted:
+    for key in table:
+        if key not in METHOD:
+            raise OptionError(f"[methods.{name}]: {unknown('table', key, METHOD)}")
+    made = _run(_tables(table, f"[methods.{name}]"))
+    return Fitted(name, {key: made[key] for key in ("estimator", *table)})
 
 
 def of_use(words: Sequence[str]) -> dict[str, Any]:
@@ -95,24 +142,30 @@ def layout(path: str | Path | None, words: Sequence[str], given: Mapping[str, An
 
 
 def _content(path: str | Path | None, words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    content = {table: {} for table in TABLES} | ({} if path is None else _toml(require_file(path)))
+    content = {} if path is None else parsed(require_file(path).read_bytes().decode(errors="replace"), path)
+    content = _tables(content, str(path))
     for word in words:
         table, key, value = _word(word)
         content[table] = {**content[table], key: value}
     return content
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def parsed(text: str, place: str | Path) -> dict[str, Any]:
+    """A TOML text; `FileError` where it is none."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} is no TOML: {error}.") from None
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FileError(f"{place} is no TOML: {error}.") from None
+
+
+def _tables(content: Mapping[str, Any], place: str) -> dict[str, dict[str, Any]]:
+    """All tables of a run, empty where `content` has none."""
     for table, values in content.items():
         if table not in TABLES:
-            raise OptionError(f"{path}: {unknown('table', table, TABLES)}")
+            raise OptionError(f"{place}: {unknown('table', table, TABLES)}")
         if not isinstance(values, Mapping):
-            raise OptionError(f"{path}: {table} = {values!r} must be a table, [{table}] with lines of key = value.")
-    return content
+            raise OptionError(f"{place}: {table} = {values!r} must be a table, [{table}] with lines of key = value.")
+    return {table: {} for table in TABLES} | {table: dict(values) for table, values in content.items()}
 
 
 def _word(word: str) -> tuple[str, str, Any]:

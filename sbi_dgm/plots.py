@@ -104,3 +104,40 @@ def coverage(nominal: Array, empirical: Array, band: tuple[Array, Array], verdic
     )
     axis.legend(frameon=False, loc="upper left")
     return figure
+
+
+Line = tuple[Sequence[float], Sequence[float], Sequence[float]]  # budgets, scores, standard errors
+
+
+def against_budget(
+    ours: Mapping[str, Mapping[str, Line]], theirs: Mapping[str, Mapping[str, Line]], score: str
+) -> Figure:
+    """A score against the number of simulations: one panel a task, with published lines behind.
+
+    Args:
+        ours: task -> method -> line.
+        theirs: the same, of published figures, which may be not a number.
+        score: title of the axis.
+
+    """
+    columns = min(5, len(ours))
+    rows = -(-len(ours) // columns)
+    figure = Figure(figsize=(3.0 * columns + 0.6, 2.5 * rows + 0.8), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
+    for axis in axes[len(ours) :]:
+        axis.set_axis_off()
+    for axis, (task, lines) in zip(axes, ours.items(), strict=False):
+        for style, (label, (budgets, scores, _)) in zip((":", "--", "-."), theirs[task].items(), strict=False):
+            axis.plot(budgets, scores, color=GREY, ls=style, lw=1.2, marker=".", ms=4, label=label)
+        for i, (label, (budgets, scores, errors)) in enumerate(lines.items()):
+            axis.errorbar(
+                budgets, scores, errors, color=COLOURS[i % len(COLOURS)], marker="o", ms=4, lw=1.8, label=label
+            )
+        axis.set(xscale="log", title=task, ylim=(0.48, 1.02))
+    for axis in axes[max(0, len(ours) - columns) : len(ours)]:
+        axis.set_xlabel("simulations")
+    for axis in axes[::columns]:
+        axis.set_ylabel(score)
+    handles = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure

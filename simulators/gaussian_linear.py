@@ -9,11 +9,12 @@ import numpy as np
 from sbi_dgm.distributions import Normal
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
+from simulators.published import Published
 
 DIMENSION, VARIANCE = 10, 0.1
 
 
-class GaussianLinear:
+class GaussianLinear(Published):
     """The task "gaussian_linear"."""
 
     name = "gaussian_linear"

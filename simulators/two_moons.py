@@ -8,16 +8,19 @@ arXiv:2101.04653): theta ~ U(-1, 1)^2, a ~ U(-pi/2, pi/2), r ~ N(0.1, 0.01^2), a
 """
 
 import numpy as np
+from scipy.special import ndtr
 
 from sbi_dgm.distributions import Uniform
 from sbi_dgm.errors import ObservationError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
+from simulators.published import Published
 
 RADIUS, SPREAD, SHIFT = 0.1, 0.01, 0.25
+ANGLES = 20_000  # midpoints of the evidence's integral over the half circle
 
 
-class TwoMoons:
+class TwoMoons(Published):
     """The task "two_moons"."""
 
     name = "two_moons"
@@ -38,6 +41,13 @@ class TwoMoons:
             radial = -0.5 * ((r - RADIUS) / SPREAD) ** 2 - np.log(SPREAD * np.sqrt(2 * np.pi)) - np.log(np.pi * r)
         return np.where(p[..., 0] > 0, radial, -np.inf)
 
+    def posterior_log_prob(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """ln p(theta | x): (..., 2), (2,) -> (...); -inf outside the box."""
+        inside = (np.abs(theta) <= 1).all(-1)
+        if (share := _share(x)) < 1e-3:
+            raise ObservationError(f"x = {x} is (nearly) impossible under the prior: {share:.1e} of crescents fit.")
+        return np.where(inside, self.log_likelihood(theta, x) - np.log(2 * share), -np.inf)
+
     def reference_posterior(self, x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         """Exact draws (n, 2) for any x: the crescent turned back, either sign of theta_1 + theta_2, cut to the box."""
         kept, count = [], 0
@@ -55,6 +65,22 @@ class TwoMoons:
 def _crescent(n: int, rng: np.random.Generator) -> np.ndarray:
     angle, radius = rng.uniform(-np.pi / 2, np.pi / 2, n), rng.normal(RADIUS, SPREAD, n)
     return np.stack([radius * np.cos(angle) + SHIFT, radius * np.sin(angle)], axis=1)
+
+
+def _share(x: np.ndarray) -> float:
+    r"""The share of crescents that leave a theta in the box: half the integral of p(x | theta) over it.
+
+    x - p = (a, b) needs a <= 0 and |a| + |b| <= \sqrt 2, which for each angle is an interval of the radius.
+    """
+    angle = (np.arange(ANGLES) + 0.5) / ANGLES * np.pi - np.pi / 2
+    cos, sin = np.cos(angle), np.sin(angle)
+    first, second = x[0] - SHIFT, x[1]
+    bound = np.array([[-first], [np.sqrt(2) + first - second], [np.sqrt(2) + first + second]])
+    slope = np.stack([-cos, cos - sin, cos + sin])  # slope * r <= bound
+    at = (bound / slope - RADIUS) / SPREAD
+    high = np.where(slope > 0, at, np.inf).min(0)
+    low = np.where(slope < 0, at, -np.inf).max(0)
+    return float(np.maximum(ndtr(high) - ndtr(low), 0).mean())
 
 
 def _place(theta: np.ndarray) -> np.ndarray:

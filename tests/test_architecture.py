@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; within a floor, a file may import those to its left
     (
         "errors files seeds options networks splines schedules solvers distributions coordinates parameters priors"
-        " simulator command"
+        " importance simulator command"
     ),
     (
         "data.columns data.tables data.places data.sink data.sums data.frame data.format data.splits data.foreign"
@@ -30,8 +30,12 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     ),
     "samples artifact model posterior",
     "checkpoints loop preparation weights training",
-    "diagnostics.calibration diagnostics.c2st report",
-    "inspection config quickstart cli __main__",
+    (
+        "diagnostics.calibration diagnostics.c2st diagnostics.c2st_batched diagnostics.distances report"
+        " benchmark.tasks benchmark.methods benchmark.scores benchmark.cells benchmark.suite benchmark.page"
+        " benchmark.table benchmark.runner benchmark.gate"
+    ),
+    "inspection config quickstart arguments cli __main__",
 )
 BESIDE = {"plots"}  # imported inside the functions that draw
 ORDER = {name: rank for rank, name in enumerate(chain.from_iterable(floor.split() for floor in FLOORS))}

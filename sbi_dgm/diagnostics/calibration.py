@@ -74,6 +74,21 @@ def coverage_uniformity(u: Array, level: float) -> Uniformity:
     return uniformity(u, "overconfident", "underconfident", shape, shape, level)
 
 
+def calibration_error(u: Array) -> float:
+    """Mean absolute difference between the distribution function of ranks u (R,) and that of U(0, 1).
+
+    The integral of |F(t) - t| over t, which is also the Wasserstein distance of the ranks from U(0, 1). It is 1/4 at
+    most if the ranks are symmetric about 1/2, and 1/2 at most. The R ranks of a calibrated posterior, being finitely
+    many, have sqrt(2 pi / R) / 8 = 0.313 / sqrt(R) on average (the mean of a Brownian bridge's modulus).
+
+    >>> calibration_error(np.array([0.5]))
+    0.25
+    """
+    low, high = np.arange(len(u)) / len(u), np.arange(1, len(u) + 1) / len(u)
+    above, below = np.sort(u) - low, high - np.sort(u)
+    return float((above * np.abs(above) + below * np.abs(below)).sum() / 2)
+
+
 def bin_band(rows: int, level: float = 0.99) -> tuple[float, float]:
     """Counts between which each of `BINS` bins of `rows` uniform ranks lies with probability `level`."""
     low, high = binom.interval(level, rows, 1 / BINS)

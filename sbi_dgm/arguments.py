@@ -1,0 +1,123 @@
+"""What each command of the command line takes; `cli` runs them."""
+
+import argparse
+
+
+def simulate(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm simulate`."""
+    p.add_argument("simulator", help="name of an installed simulator, or package.module:Object")
+    p.add_argument("-n", type=int, required=True, help="rows in all")
+    _output(p, "simulation file (HDF5)")
+    p.add_argument("--seed", type=int, default=0)
+    _engines(p)
+    p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task")
+
+
+def _engines(p: argparse.ArgumentParser) -> None:
+    engine = p.add_mutually_exclusive_group()
+    engine.add_argument("--workers", type=int, default=1, help="processes of this machine")
+    engine.add_argument("--dask", metavar="ADDRESS", help="Dask cluster, such as tcp://host:8786, or local")
+    engine.add_argument("--mpi", action="store_true", help="under mpiexec -n 9 python -m mpi4py.futures -m sbi_dgm")
+    engine.add_argument("--slurm", metavar="KEY=VALUE,...", help="Slurm jobs, such as partition=cpu,time=60")
+    p.add_argument("--timeout", type=float, metavar="SECONDS", help="of one task, for two workers or more")
+
+
+def train(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm train`."""
+    p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
+    _output(p, "run folder")
+    _layout(p)
+    p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, located (default: flow)")
+    p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
+    p.add_argument("--parameters", type=_words, help="names to infer, by commas; others drop out")
+    p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
+def sample(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm sample`."""
+    p.add_argument("model", help="posterior file")
+    p.add_argument("observation", help=".npy, .npz, CSV, text, or a simulation file with --row")
+    p.add_argument("-n", type=int, default=10_000, help="draws")
+    _output(p, "file of samples (HDF5)")
+    p.add_argument("--row", type=int, help="row of a simulation file")
+    p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="such as estimator.steps=100, for this use",
+    )
+    p.add_argument("--corner", help="also draw a corner plot into this file")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
+def calibrate(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm calibrate`."""
+    p.add_argument("model", help="posterior file")
+    p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
+    _output(p, "report folder")
+    _layout(p)
+    p.add_argument("--draws", type=int, default=1000, help="draws of each row")
+    p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
+def benchmark(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm benchmark`."""
+    p.add_argument("suite", nargs="?", help="quick, standard, full, or a TOML file; what follows goes over it")
+    p.add_argument("--tasks", type=_words, metavar="NAMES", help="simulators with a reference, by commas")
+    p.add_argument("--estimators", type=_words, metavar="NAMES", help="families, or package.module:callable")
+    p.add_argument("--budgets", metavar="NUMBERS", help="simulations, such as 1000,10000")
+    p.add_argument("--observations", metavar="NUMBERS", help="such as 1-10; beyond the published ones they are fresh")
+    p.add_argument("--seeds", metavar="NUMBERS", help="such as 0,1,2")
+    p.add_argument("--scores", type=_words, metavar="NAMES", help="such as c2st,mmd")
+    p.add_argument("--draws", type=int, help="of either posterior at each observation")
+    p.add_argument("--against", metavar="BASELINE", help="a summary.json: exit code 1 on a significant loss")
+    p.add_argument("-o", "--out", required=True, help="folder; what it holds already is not done again")
+    _engines(p)
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def inspect(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm inspect`."""
+    p.add_argument("data", metavar="file", help="simulation file, posterior file, file of samples, or any HDF5 file")
+    _layout(p)
+
+
+def quickstart(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm quickstart`."""
+    p.add_argument("-o", "--out", default="quickstart", help="folder (default: quickstart)")
+    p.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _output(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("-o", "--out", required=True, help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _layout(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--config", help="TOML file with [estimator], [embedding], [training], [split], [reading], [data], [prior]"
+    )
+    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
+    p.add_argument(
+        "--theta", metavar="PLACES", help="datasets of the parameters, by commas, or a table beside (.txt, .csv)"
+    )
+    p.add_argument("--x", metavar="PLACES", help="datasets of the observables, by commas; name=place to name one")
+    p.add_argument("--event-weight", metavar="PLACE", help="weights of Monte Carlo events")
+    p.add_argument("--proposal-weight", metavar="PLACE", help="p(theta) / p~(theta), where theta was drawn from p~")
+    p.add_argument("--group", metavar="PLACE", help="rows of one group stay in one split")
+    p.add_argument("--noise", metavar="MODULE:FUNCTION", help="model of noise, (x, theta, generator) -> x")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

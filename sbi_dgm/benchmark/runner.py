@@ -1,0 +1,118 @@
+"""A benchmark from its suite to its tables: cells that are missing are run, on any executor, and kept one by one."""
+
+import pickle
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sbi_dgm.benchmark import cells
+from sbi_dgm.benchmark.cells import Cell
+from sbi_dgm.benchmark.suite import Suite
+from sbi_dgm.benchmark.table import Results
+from sbi_dgm.errors import OptionError
+from sbi_dgm.executors import Pool
+
+
+def run_benchmark(
+    suite: Suite,
+    *,
+    out: str | Path,
+    workers: int = 1,
+    executor: Executor | None = None,
+    timeout: float | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Results:
+    """Run a suite, or what is missing of it, and write its tables.
+
+    Every cell (task, method, budget, seed) is one atomic file in `out/cells/`; a killed call made again goes on, and
+    one more finds everything done and gives the same table. A cell that fails is kept as such, and tried again by the
+    next call; training goes on from its checkpoint. Simulations, runs and exact draws lie in `out` too, for other
+    suites.
+
+    Args:
+        suite: what to run.
+        out: folder.
+        workers: processes of this machine; each cell has one thread.
+        executor: any `concurrent.futures.Executor` instead, whose workers share the file system of `out`.
+        timeout: seconds for a cell, for two workers or more.
+        device: where networks run: "cpu", "cuda", ...
+        progress: show a progress bar with the time left, and a line for each cell.
+
+    Example::
+
+        suite = Suite(tasks=["two_moons", MyTask()], estimators=["flow", my_method], budgets=[1000, 10_000])
+        results = sbi_dgm.run_benchmark(suite, out="results", workers=2)
+        print(results.table())
+
+    """
+    if workers < 1:
+        raise OptionError(f"workers = {workers}: at least 1 is needed.")
+    if timeout is not None and (executor is not None or workers < 2):
+        raise OptionError("timeout holds for our own pool alone: pass workers=2 or more, and no executor.")
+    folder, wanted = Path(out).absolute(), suite.cells(device)
+    found = {cell.path(folder): content for cell in wanted if (content := cell.found(folder)) is not None}
+    missing = [cell for cell in wanted if cell.path(folder) not in found]
+    with (
+        _engine(executor, min(workers, len(missing)), timeout) as engine,
+        tqdm(desc="benchmark", total=len(wanted), initial=len(found), unit="cell", disable=not progress) as bar,
+    ):
+        for cell, content in _outcomes(missing, folder, engine):
+            found[cell.path(folder)] = content
+            if progress:
+                bar.write(told(content), file=sys.stderr)
+            bar.update()
+    results = Results([found[cell.path(folder)] for cell in wanted])
+    results.save(out)
+    return results
+
+
+def told(content: dict[str, Any]) -> str:
+    """A cell in one line."""
+    title = f"{content['task']} {content['method']} {content['budget']} seed {content['seed']}"
+    if "error" in content:
+        return f"{title}: FAILED: {content['error']}"
+    score = next(iter(content["scores"]))
+    values = content["scores"][score]
+    return f"{title}: {score} {sum(values) / len(values):.3f} ({sum(content['seconds'].values()):.0f} s)"
+
+
+def _engine(executor: Executor | None, workers: int, timeout: float | None) -> AbstractContextManager[Any]:
+    return nullcontext(executor) if executor is not None or workers < 2 else Pool(workers, timeout)
+
+
+def _outcomes(missing: list[Cell], folder: Path, engine: Executor | None) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Cells as they end."""
+    if engine is None:
+        yield from ((cell, cells.run(cell, folder)) for cell in missing)
+        return
+    _require_picklable(missing)
+    tasks = {engine.submit(cells.run, cell, folder): cell for cell in missing}
+    try:
+        yield from ((tasks[task], _outcome(tasks[task], task, folder)) for task in as_completed(tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _require_picklable(missing: list[Cell]) -> None:
+    for cell in missing:
+        try:
+            pickle.dumps(cell)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise OptionError(
+                f"{cell.name} {cell.method.label} cannot be sent to other processes ({error}): define the task's class "
+                "and the method at the top level of a module, or use workers=1."
+            ) from None
+
+
+def _outcome(cell: Cell, task: "Future[dict[str, Any]]", folder: Path) -> dict[str, Any]:
+    try:
+        return task.result()
+    except Exception as error:  # noqa: BLE001  (its process died or hung: a red cell; the others go on)
+        return cells.failed(cell, error, folder)
