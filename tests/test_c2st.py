@@ -26,8 +26,8 @@ def pairs(dims: int, count: int = 3, rows: int = ROWS, shift: float = 0.5, width
     return reference, draws
 
 
-def classifier(dims: int, **options) -> MLPClassifier:
-    return MLPClassifier((10 * dims, 10 * dims), random_state=1, **({"max_iter": 10_000} | options))
+def classifier(dims: int, max_iter: int = 10_000, rate: float = 1e-3) -> MLPClassifier:
+    return MLPClassifier((10 * dims, 10 * dims), max_iter=max_iter, learning_rate_init=rate, random_state=1)
 
 
 def training_set(dims: int, rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ def test_folds_are_those_of_scikit_learn(rows, folds, seed):
 def test_initial_weights_are_those_of_scikit_learn(dims):
     """Read off a classifier that does not move."""
     x, y = training_set(dims)
-    still = classifier(dims, max_iter=1, learning_rate_init=1e-300).fit(x, y)
+    still = classifier(dims, max_iter=1, rate=1e-300).fit(x, y)
     theirs = [np.atleast_2d(w) for pair in zip(still.coefs_, still.intercepts_, strict=True) for w in pair]
     for ours, expected in zip(twin.initial(dims, np.random.RandomState(1)), theirs, strict=True):
         np.testing.assert_array_equal(ours, expected)

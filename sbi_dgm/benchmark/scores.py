@@ -21,8 +21,9 @@ from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import fitted
 
 TRUTHS, PREDICTED, PROJECTED = 2, 3, 4  # streams of random numbers
-DENSITIES = 1000  # draws of p at which a Kullback-Leibler divergence is taken
+DENSITIES, FEW = 1000, 100  # draws of p at which a Kullback-Leibler divergence is taken; FEW where ln q is no formula
 KERNEL = 2000  # draws of each that a kernel compares
+PREDICTIVE = 1000  # draws of q at which to simulate
 RANKED = 100  # draws that rank a truth
 
 
@@ -59,7 +60,8 @@ def _width(evidence: Evidence) -> Array:
 def _divergence(evidence: Evidence) -> Array | None:
     if not (hasattr(evidence.task, "posterior_log_prob") and hasattr(evidence.posterior, "log_prob")):
         return None
-    theta = evidence.reference[:, :DENSITIES]
+    exact = getattr(evidence.posterior, "density", "exact") == "exact"
+    theta = evidence.reference[:, : DENSITIES if exact else FEW]
     log_p = np.stack([evidence.task.posterior_log_prob(t, evidence.at.plain(i)) for i, t in enumerate(theta)])
     log_q = evidence.posterior.log_prob(theta, evidence.at.x)
     return np.array([distances.kl_divergence(p, q)[0] for p, q in zip(log_p, log_q, strict=True)])
@@ -77,7 +79,7 @@ def _predicted(evidence: Evidence) -> Array:
 
 
 def _distance(evidence: Evidence, i: int, rng: np.random.Generator) -> float:
-    theta = evidence.draws[i, :DENSITIES]
+    theta = evidence.draws[i, :PREDICTIVE]
     x = fitted(evidence.task.observables, evidence.task(theta, rng), len(theta))
     seen = [np.ravel(values[i]) for values in evidence.at.x.values()]
     flat = np.concatenate([values.reshape(len(theta), -1) for values in x.values()], axis=1)
