@@ -77,6 +77,7 @@ def benchmark(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seeds", metavar="NUMBERS", help="such as 0,1,2")
     p.add_argument("--scores", type=_words, metavar="NAMES", help="such as c2st,mmd")
     p.add_argument("--draws", type=int, help="of either posterior at each observation")
+    p.add_argument("--truths", type=int, help="fresh simulations for calibration and log-probability; 0: none")
     p.add_argument("--against", metavar="BASELINE", help="a summary.json: exit code 1 on a significant loss")
     p.add_argument("-o", "--out", required=True, help="folder; what it holds already is not done again")
     _engines(p)

@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 FIGURES = (".pdf", ".png", ".svg")
-CHOSEN = ("tasks", "estimators", "budgets", "observations", "seeds", "scores", "draws")
+CHOSEN = ("tasks", "estimators", "budgets", "observations", "seeds", "scores", "draws", "truths")
 COMMANDS = {
     "simulate": (_simulate, arguments.simulate, "Run a simulator over its prior into a simulation file."),
     "train": (_train, arguments.train, "Train a posterior on a simulation file."),

@@ -94,10 +94,10 @@ def test_the_command_exits_with_one_on_a_loss_and_names_it(tmp_path, capsys, mon
     assert main([*words, "--seeds", "0-3", "-o", str(tmp_path / "before")]) == 0
     against = ["--against", str(tmp_path / "before" / "summary.json"), "-o"]
     assert main([*words, "--seeds", "4", *against, str(tmp_path / "same")]) == 0
-    assert "holds: line exact 1000" in capsys.readouterr().out
+    assert "holds: line benchmark_toys.exact 1000" in capsys.readouterr().out
     monkeypatch.setattr(benchmark_toys, "exact", benchmark_toys.narrow)
     monkeypatch.setattr(benchmark_toys.narrow, "__name__", "exact")
     assert main([*words, "--seeds", "4", *against, str(tmp_path / "worse")]) == 1
-    assert "LOST: line exact 1000: c2st 0.6" in capsys.readouterr().out
+    assert "LOST: line benchmark_toys.exact 1000: c2st 0.6" in capsys.readouterr().out
     content = json.loads((tmp_path / "before" / "summary.json").read_text())
     assert content["entries"][0]["seeds"] == [0, 1, 2, 3]

@@ -42,9 +42,6 @@ def npe(theta: np.ndarray, x: Any, *, prior: Prior, seed: int) -> "LampePosterio
         return LampePosterior(_trained(data, (rows[held], seen[held])), scales, prior)
 
 
-npe_lampe = npe  # a name of its own, for tables that hold sbi's too
-
-
 def _trained(data: JointDataset, held: tuple[Tensor, Tensor]) -> NPE:
     estimator = NPE(data.theta.shape[1], data.x.shape[1], build=NSF, **NETWORK)
     loss, step = NPELoss(estimator), GDStep(torch.optim.AdamW(estimator.parameters(), lr=RATE), clip=CLIP)

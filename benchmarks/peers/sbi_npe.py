@@ -33,12 +33,12 @@ def npe_sbibm(theta: np.ndarray, x: Any, *, prior: Prior, seed: int) -> "SbiPost
     Settings as in sbibm/algorithms/sbi/snpe.py and in benchmarking_sbi/config/algorithm/npe.yaml of
     github.com/sbi-benchmark/results: a neural spline flow with 50 hidden features, theta and x standardised, training
     batches of 10,000, which is all rows at once up to 11,000 simulations; sbibm's automatic transforms were off, so
-    networks learn theta itself. The rest was, and is, sbi's default: 5 transforms of 10 bins, Adam with rate 5e-4, a
-    tenth held out, the end after 20 epochs without gain, draws outside the prior rejected.
+    networks learn theta itself. The rest sbibm left to sbi, as is done here: in sbi 0.27 that is 5 transforms of 10
+    bins, Adam with rate 5e-4, a tenth held out, the end after 20 epochs without gain, draws outside the prior rejected.
 
-    Not matched: sbi's version (there one of 2020) and with it random numbers and details of its networks; sbibm drew
-    simulations and trained anew for each of the ten observations, here one network of one set of simulations sees all
-    ten, so that the mean over observations varies more from seed to seed.
+    Not matched: sbi's version, which the published results do not name, and with it random numbers and perhaps
+    defaults; and sbibm drew simulations and trained anew for each of the ten observations, where here one network of
+    one set of simulations sees all ten, so that the mean over observations varies more from seed to seed.
     """
     return _trained(theta, x, prior, seed, posterior_nn("nsf", hidden_features=50), training_batch_size=10_000)
 

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,9 +94,14 @@ class Called:
     function: Callable[..., Any]
 
     def describe(self) -> dict[str, Any]:
-        """The callable's place."""
+        """The callable's place, and a digest of the file that it is written in."""
         kind = self.function if hasattr(self.function, "__qualname__") else type(self.function)
-        return {"call": f"{kind.__module__}:{kind.__qualname__}"}
+        try:
+            source = inspect.getsource(sys.modules[kind.__module__])
+        except (OSError, TypeError, KeyError):  # typed by hand
+            source = ""
+        digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+        return {"call": f"{kind.__module__}:{kind.__qualname__}", "source": digest}
 
     def train(self, task: Any, data: Simulations, seed: int, device: str, folder: Path) -> "OneByOne":
         """Call it on the valid rows."""
@@ -156,7 +162,7 @@ def method(given: Any) -> Method:
 
     """
     if isinstance(given, str) and ":" in given:
-        return Called(given.partition(":")[2], options.imported(given))
+        return Called(given.replace(":", "."), options.imported(given))
     if isinstance(given, str):
         return Fitted(given, {"estimator": family(given)})
     if isinstance(given, Family):

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PUBLISHED = {
-    "npe_sbibm": "NPE, published by sbibm",
-    "best_amortized": "best amortized, published",
-    "best_sequential": "best sequential, published",
+    "published NPE": "NPE as published by sbibm",
+    "published amortized": "lowest published of amortized methods",
+    "published sequential": "lowest published of sequential methods",
 }
 
 

@@ -11,8 +11,10 @@ What scikit-learn's `MLPClassifier` does is done here, from the same stream of r
 - Adam (Kingma and Ba 2015), the form in which the rate alone is corrected for bias;
 - the end, where in more than 10 epochs in a row the epoch's mean loss was not 1e-4 below the best.
 
-It differs in arithmetic alone: float32 here, float64 there, which after some hundred steps is another path to
-another end, as likely as the first.
+In float64 (`exact`) the scores are scikit-learn's to the last digit wherever both were measured. In float32 rounding
+leads, after some hundred steps, to another path and another end, as likely as the first: scores of single observations
+differ by about as much as those of two seeds do (benchmarks/classifiers.py), also between an observation alone and
+the same one in company.
 """
 
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from sbi_dgm.diagnostics.c2st import standardised
 from sbi_dgm.distributions import Array
 from sbi_dgm.errors import DataError
+from sbi_dgm.model import device_named
 
 BATCH, L2 = 200, 1e-4
 RATE, BETA1, BETA2, EPSILON = 1e-3, 0.9, 0.999, 1e-8
@@ -54,7 +57,7 @@ def c2st_batched(
         draws: (B, S, D), as many.
         seed: of folds and classifier; sbibm's is 1.
         folds: of the cross-validation.
-        device: of torch.
+        device: "cpu", "cuda" or "auto".
         progress: show a bar over the networks, B times `folds`.
         exact: compute in float64: scikit-learn's own score, at nearly twice the time.
 
@@ -65,12 +68,12 @@ def c2st_batched(
     if reference.shape != draws.shape or reference.ndim != 3 or len(reference) == 0:
         raise DataError(f"two sets of equal shape (B, S, D) are needed; got {reference.shape} and {draws.shape}.")
     both = np.stack([_standardised(i, *pair, folds) for i, pair in enumerate(zip(reference, draws, strict=True))])
-    held_out = fold_rows(both.shape[1], folds, seed)
-    chunk, dtype = max(1, MEMORY // (4 * folds * both[0].size)), torch.float64 if exact else torch.float32
+    held_out, place = fold_rows(both.shape[1], folds, seed), device_named(device)
+    dtype, chunk = torch.float64 if exact else torch.float32, max(1, MEMORY // (folds * both[0].nbytes))
     found = []
     with tqdm(total=len(both) * folds, desc="c2st", unit="network", disable=not progress) as bar:
         for i in range(0, len(both), chunk):
-            some = torch.as_tensor(both[i : i + chunk], dtype=dtype, device=device)
+            some = torch.as_tensor(both[i : i + chunk], dtype=dtype, device=place)
             found.append(accuracies(some, held_out, seed, bar).mean(1))
     return np.concatenate(found)
 
