@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from sbi_dgm.benchmark import cells
@@ -78,8 +79,8 @@ def told(content: dict[str, Any]) -> str:
     if "error" in content:
         return f"{title}: FAILED: {content['error']}"
     score = next(iter(content["scores"]))
-    values = content["scores"][score]
-    return f"{title}: {score} {sum(values) / len(values):.3f} ({sum(content['seconds'].values()):.0f} s)"
+    mean = np.mean(np.array(content["scores"][score], float))
+    return f"{title}: {score} {mean:.3f} ({sum(content['seconds'].values()):.0f} s)"
 
 
 def _engine(executor: Executor | None, workers: int, timeout: float | None) -> AbstractContextManager[Any]:

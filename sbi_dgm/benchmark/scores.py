@@ -103,13 +103,18 @@ SCORES: Mapping[str, Callable[[Evidence], Array | None]] = MappingProxyType(
 USUAL = tuple(name for name in SCORES if name not in ("c2st_sklearn", "c2st_forest"))
 
 
-def at_observations(evidence: Evidence, names: tuple[str, ...]) -> dict[str, list[float]]:
+def at_observations(evidence: Evidence, names: tuple[str, ...]) -> dict[str, list[float | None]]:
     """The scores, and how many draws of either set are distinct and how many they are worth (Kish)."""
     found = {name: SCORES[name](evidence) for name in names}
     for kind, sets in (("reference", evidence.reference), ("drawn", evidence.draws)):
         counts = [distances.effective_draws(draws) for draws in sets]
         found[f"{kind}_distinct"], found[f"{kind}_effective"] = np.array(counts, float).T
-    return {name: [float(v) for v in values] for name, values in found.items() if values is not None}
+    return {name: [_plain(v) for v in values] for name, values in found.items() if values is not None}
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON has it; None where it is not finite."""
+    return float(value) if np.isfinite(value) else None
 
 
 def at_truths(task: Any, posterior: Any, rows: int, seed: int) -> dict[str, float]:

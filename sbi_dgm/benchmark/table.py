@@ -115,8 +115,9 @@ def _title(cell: Mapping[str, Any]) -> dict[str, Any]:
 def _averaged(cell: Mapping[str, Any]) -> dict[str, Any]:
     if "error" in cell:
         return {"error": cell["error"]}
-    means = {name: float(np.mean(values)) for name, values in cell["scores"].items()}
-    median = {"c2st_median": float(np.median(cell["scores"]["c2st"]))} if "c2st" in means else {}
+    scores = {name: np.array(values, float) for name, values in cell["scores"].items()}
+    means = {name: float(values.mean()) for name, values in scores.items()}
+    median = {"c2st_median": float(np.median(scores["c2st"]))} if "c2st" in scores else {}
     truths = {name: value for name, value in cell["truths"].items() if name != "truths"}
     seconds = {f"{name}_seconds": value for name, value in cell["seconds"].items()}
     return means | median | truths | seconds
