@@ -12,9 +12,9 @@ What scikit-learn's `MLPClassifier` does is done here, from the same stream of r
 - the end, where in more than 10 epochs in a row the epoch's mean loss was not 1e-4 below the best.
 
 In float64 (`exact`) the scores are scikit-learn's to the last digit wherever both were measured. In float32 rounding
-leads, after some hundred steps, to another path and another end, as likely as the first: scores of single observations
-differ by about as much as those of two seeds do (benchmarks/classifiers.py), also between an observation alone and
-the same one in company.
+leads, after some hundred steps, to another path and another end, as likely as the first: over 22 pairs of 10,000 draws
+with 2 to 5 parameters scores differ by 0.0017 in the mean of the modulus, 0.007 at most, and by 0.0000 +- 0.0006 on
+average (benchmarks/classifiers.py); also those of an observation alone and of the same one in company may differ.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def c2st_batched(
         folds: of the cross-validation.
         device: "cpu", "cuda" or "auto".
         progress: show a bar over the networks, B times `folds`.
-        exact: compute in float64: scikit-learn's own score, at nearly twice the time.
+        exact: compute in float64: scikit-learn's own score, in 1.3 (D = 2) to 1.5 times (D = 4) the time.
 
     Raises:
         DataError: as `c2st` does, with the observation's number.
