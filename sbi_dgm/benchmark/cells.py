@@ -89,7 +89,12 @@ class Cell:
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Measure a cell and keep it as one atomic file; whatever it raises becomes its `error`."""
+    """Measure a cell and keep it as one atomic file; whatever it raises becomes its `error`.
+
+    A cell that another run has measured in the meantime is taken from its file.
+    """
+    if (done := cell.found(folder)) is not None:
+        return done
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, **cell.title}
     header |= {"settings": cell.method.describe(), "versions": versions(), "commit": commit()}
     try:
