@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import norm
 
 from sbi_dgm import Flow, Simulations, Suite, Training, run_benchmark
-from sbi_dgm.benchmark import page
+from sbi_dgm.benchmark import cells, page
 from sbi_dgm.benchmark.methods import Called, Fitted, method
 from sbi_dgm.benchmark.table import Results, gathered
 from sbi_dgm.benchmark.tasks import observed, references
@@ -152,6 +152,14 @@ def test_a_failure_is_one_red_cell_and_is_tried_again(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toys.Broken, "reference_posterior", toys.Line.reference_posterior)
         assert {cell["method"] for cell in run(tmp_path, chosen).failed} == {"crashes"}
+
+
+def test_a_cell_that_another_run_has_measured_meanwhile_is_not_measured_again(tmp_path):
+    (cell,) = line(scores=["c2st"], draws=200).cells()
+    first = cells.run(cell, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "_measured", lambda *_: pytest.fail("measured again"))
+        assert cells.run(cell, tmp_path) == first
 
 
 def test_a_process_that_dies_is_one_red_cell(tmp_path):
@@ -294,6 +302,7 @@ def test_suites_from_names_files_and_words(tmp_path):
         ({"tasks": ["benchmark_toys:exact"]}, "is no simulator"),
         ({"tasks": ["two_moons"], "estimators": ["flwo"]}, "unknown estimator 'flwo': did you mean 'flow'"),
         ({"tasks": ["two_moons"], "scores": ["c2s"]}, "unknown score 'c2s'"),
+        ({"tasks": ["two_moons"], "scores": ["mmd"]}, "scores mmd: c2st is what tables are made of"),
         ({"tasks": ["two_moons"], "observations": "5-1"}, "'5-1': write numbers as 1-5,8"),
         ({"tasks": ["two_moons", "two_moons"]}, "stands twice"),
         ({"tasks": ["two_moons"], "budgets": ()}, "the suite is empty"),

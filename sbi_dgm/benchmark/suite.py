@@ -51,6 +51,8 @@ class Suite(Options):
         for name in value:
             if name not in SCORES:
                 raise OptionError(unknown("score", name, SCORES))
+        if "c2st" not in value:
+            raise OptionError(f"scores {', '.join(value) or 'none'}: c2st is what tables are made of, name it too.")
         return value
 
     def cells(self, device: str = "cpu") -> list[Cell]:
