@@ -94,7 +94,7 @@ def published() -> pd.DataFrame:
 
 
 def tabulated(per_seed: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, the number of seeds, and the standard error of the C2ST where there are two or more."""
+    """Means over seeds, their number, the standard error of the C2ST where there are two or more; task by task."""
     rows = []
     for key, group in per_seed.groupby(KEY, sort=False):
         done = group[group["error"].isna()] if "error" in group else group
@@ -105,7 +105,8 @@ def tabulated(per_seed: pd.DataFrame) -> pd.DataFrame:
             row["c2st_error"] = done["c2st"].std() / len(done) ** 0.5 if len(done) > 1 else np.nan
         row["error"] = "; ".join(group["error"].dropna().unique()) if "error" in group else ""
         rows.append(row)
-    return pd.DataFrame(rows)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    return pd.DataFrame(sorted(rows, key=lambda row: (tasks.index(row["task"]), row["budget"])))
 
 
 def _title(cell: Mapping[str, Any]) -> dict[str, Any]:
