@@ -7,7 +7,6 @@ whole and then cut.
 """
 
 import json
-import pickle
 import re
 import shutil
 import warnings
@@ -26,7 +25,7 @@ from sbi_dgm import simulator as simulators
 from sbi_dgm.data import format as layout
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
-from sbi_dgm.executors import Pool
+from sbi_dgm.executors import Pool, require_picklable
 from sbi_dgm.files import write_json
 from sbi_dgm.shards import KEPT, NoSuccessError, Part, Plan, shard
 from sbi_dgm.simulator import Simulator, reason
@@ -80,7 +79,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     found = simulators.find(simulator) if isinstance(simulator, str) else simulator
     plan, out = Plan(found, seed, shard_rows), Path(out)
     if executor is None and workers > 1:
-        _require_picklable(plan)
+        require_picklable(plan, f"simulator {found.name!r}")
     folder = out.with_name(out.name + ".shards")
     kept = _prepare(out, folder, plan, n, overwrite)
     numbers = range(kept // shard_rows, -(-n // shard_rows))
@@ -111,16 +110,6 @@ def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, tim
         )
     if timeout is not None and not timeout > 0:
         raise OptionError(f"timeout = {timeout}: seconds above 0 are needed.")
-
-
-def _require_picklable(plan: Plan) -> None:
-    try:
-        pickle.dumps(plan)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise OptionError(
-            f"simulator {plan.simulator.name!r} cannot be sent to other processes ({error}): define its class at the "
-            "top level of a module, or use workers=1."
-        ) from None
 
 
 @contextmanager

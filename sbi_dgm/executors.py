@@ -6,6 +6,7 @@ extra of the package, imported when asked for.
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -159,6 +160,17 @@ def _interruptible(task: Callable[[], Any]) -> Any:
         return task()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def require_picklable(thing: Any, title: str) -> None:
+    """`OptionError` where a thing, called `title`, cannot go to another process."""
+    try:
+        pickle.dumps(thing)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise OptionError(
+            f"{title} cannot be sent to other processes ({error}): define classes and functions at the top level of a "
+            "module, or use workers=1."
+        ) from None
 
 
 @contextmanager

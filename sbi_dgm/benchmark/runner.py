@@ -1,6 +1,5 @@
 """A benchmark from its suite to its tables: cells that are missing are run, on any executor, and kept one by one."""
 
-import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, as_completed
@@ -16,7 +15,7 @@ from sbi_dgm.benchmark.cells import Cell
 from sbi_dgm.benchmark.suite import Suite
 from sbi_dgm.benchmark.table import Results
 from sbi_dgm.errors import OptionError
-from sbi_dgm.executors import Pool
+from sbi_dgm.executors import Pool, require_picklable
 
 
 def run_benchmark(
@@ -92,24 +91,14 @@ def _outcomes(missing: list[Cell], folder: Path, engine: Executor | None) -> Ite
     if engine is None:
         yield from ((cell, cells.run(cell, folder)) for cell in missing)
         return
-    _require_picklable(missing)
+    for cell in missing:
+        require_picklable(cell, f"{cell.name} {cell.method.label}")
     tasks = {engine.submit(cells.run, cell, folder): cell for cell in missing}
     try:
         yield from ((tasks[task], _outcome(tasks[task], task, folder)) for task in as_completed(tasks))
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _require_picklable(missing: list[Cell]) -> None:
-    for cell in missing:
-        try:
-            pickle.dumps(cell)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise OptionError(
-                f"{cell.name} {cell.method.label} cannot be sent to other processes ({error}): define the task's class "
-                "and the method at the top level of a module, or use workers=1."
-            ) from None
 
 
 def _outcome(cell: Cell, task: "Future[dict[str, Any]]", folder: Path) -> dict[str, Any]:
