@@ -234,7 +234,7 @@ def test_other_settings_are_other_cells(tmp_path):
 
 
 def cell(task="slcp", name="flow", budget=1000, seed=0, c2st=(0.8, 0.9, 1.0), **more):
-    found = {"task": task, "method": name, "budget": budget, "seed": seed, "observations": [1, 2, 3], "draws": 100}
+    found = {"task": task, "method": name, "budget": budget, "seed": seed, "observations": [1, 2, 3], "draws": 10_000}
     return found | {"scores": {"c2st": list(c2st)}, "truths": {}, "seconds": {"train": 10.0}} | more
 
 
@@ -261,6 +261,13 @@ def test_failed_seeds_are_told_and_the_others_count():
 def test_a_method_called_like_a_published_one_keeps_its_own_figures():
     (row,) = page.grid(Results([cell(name="npe_sbibm")]).table()).to_dict("records")
     assert (row["npe_sbibm"], row["published NPE"]) == ("0.900 (0.900)", "0.975")
+
+
+def test_published_figures_are_not_set_beside_scores_of_fewer_draws(tmp_path):
+    results = Results([cell(draws=2000)])
+    assert results.table()["published NPE"].isna().all()
+    assert list(page.grid(results.table())) == ["task", "budget", "flow"]
+    results.save(tmp_path)
 
 
 def test_the_page_holds_its_numbers_and_escapes_what_is_foreign(tmp_path):

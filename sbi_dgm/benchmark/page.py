@@ -86,7 +86,9 @@ def figure(table: pd.DataFrame) -> "Figure":
         lines = group.sort_values("budget").groupby("method", sort=False)
         ours[str(task)] = {str(m): _line(rows, "c2st", "c2st_error") for m, rows in lines}
         known = group.drop_duplicates("budget").sort_values("budget")
-        theirs[str(task)] = {title: _line(known, name) for name, title in PUBLISHED.items()}
+        theirs[str(task)] = {
+            title: _line(known, name) for name, title in PUBLISHED.items() if known[name].notna().any()
+        }
     return plots.against_budget(ours, theirs, "C2ST")
 
 
