@@ -87,7 +87,7 @@ def figure(table: pd.DataFrame) -> "Figure":
         ours[str(task)] = {str(m): _line(rows, "c2st", "c2st_error") for m, rows in lines}
         known = group.drop_duplicates("budget").sort_values("budget")
         theirs[str(task)] = {
-            title: _line(known, name) for name, title in PUBLISHED.items() if known[name].notna().any()
+            title: _line(known, name) for name, title in PUBLISHED.items() if known[name].notna().to_numpy().any()
         }
     return plots.against_budget(ours, theirs, "C2ST")
 
