@@ -18,11 +18,12 @@ from sbi_dgm import Flow, Simulations, Suite, Training, run_benchmark
 from sbi_dgm.benchmark import cells, page
 from sbi_dgm.benchmark.methods import Called, Fitted, method
 from sbi_dgm.benchmark.table import Results, gathered
-from sbi_dgm.benchmark.tasks import observed, references
+from sbi_dgm.benchmark.tasks import observed, references, stream
 from sbi_dgm.cli import main
 from sbi_dgm.config import suite
 from sbi_dgm.errors import FileError, OptionError
 from sbi_dgm.executors import Pool
+from sbi_dgm.seeds import numpy_generator
 from simulators.two_moons import TwoMoons
 
 BRIEF = Training(batch_size=32, round=5, patience=2, max_rounds=3, warmup=5)
@@ -126,6 +127,19 @@ def test_published_observations_come_first_and_fresh_ones_follow():
     assert not np.array_equal(alone.x["x"], observed(task, (12,)).x["x"])
     with pytest.raises(OptionError, match="counted from 1"):
         observed(task, (0,))
+
+
+def shared(draw):
+    """How many theta of the benchmark stand among those that a seed trains on."""
+    task = TwoMoons()
+    trained = [task.prior.draw(1000, numpy_generator(seed, shard)) for seed in (0, 1) for shard in range(13)]
+    return np.isin(np.concatenate([draw(task, k) for k in (2, 11)])[:, 0], np.concatenate(trained)[:, 0]).sum()
+
+
+def test_judging_shares_no_random_numbers_with_training():
+    assert shared(lambda task, k: task.prior.draw(5, stream(k, seed=1))) == 0
+    assert shared(lambda task, k: observed(task, (k + 9,)).theta) == 0
+    assert shared(lambda task, k: task.prior.draw(5, numpy_generator(1, k))) > 0  # the streams of shards
 
 
 def test_reference_draws_are_kept_and_belong_to_their_observation(tmp_path):

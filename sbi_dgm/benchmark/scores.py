@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sbi_dgm.benchmark.tasks import Observed
+from sbi_dgm.benchmark.tasks import Observed, stream
 from sbi_dgm.diagnostics import calibration, distances
 from sbi_dgm.diagnostics.c2st import c2st, c2st_forest
 from sbi_dgm.diagnostics.c2st_batched import c2st_batched
 from sbi_dgm.distributions import Array
-from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import fitted
 
 TRUTHS, PREDICTED, PROJECTED = 2, 3, 4  # streams of random numbers
@@ -49,7 +48,7 @@ def _batched(evidence: Evidence) -> Array:
 
 
 def _sliced(evidence: Evidence) -> Array:
-    rng = numpy_generator(evidence.seed, PROJECTED)
+    rng = stream(PROJECTED, seed=evidence.seed)
     return _each(lambda p, q: distances.sliced_wasserstein(p, q, rng=rng), evidence)
 
 
@@ -74,7 +73,7 @@ def _log_prob(evidence: Evidence) -> Array | None:
 
 
 def _predicted(evidence: Evidence) -> Array:
-    rng = numpy_generator(evidence.seed, PREDICTED)
+    rng = stream(PREDICTED, seed=evidence.seed)
     return np.array([_distance(evidence, i, rng) for i in range(len(evidence.draws))])
 
 
@@ -118,8 +117,11 @@ def _plain(value: float) -> float | None:
 
 
 def at_truths(task: Any, posterior: Any, rows: int, seed: int) -> dict[str, float]:
-    """Scores of fresh simulations: mean ln q(theta | x) of the truth with its standard error, error of the ranks."""
-    rng = numpy_generator(seed, TRUTHS)
+    """Scores of fresh simulations: mean ln q(theta | x) of the truth with its standard error, error of the ranks.
+
+    Simulations that fail are left out; `truths` says how many are left.
+    """
+    rng = stream(TRUTHS, seed=seed)
     theta = task.prior.draw(rows, rng)
     x = fitted(task.observables, task(theta, rng), rows)
     valid = np.all([np.isfinite(values).reshape(rows, -1).all(1) for values in x.values()], axis=0)

@@ -19,7 +19,13 @@ from sbi_dgm.files import atomic
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import Simulator, fitted
 
+BENCHMARK = 2**32 - 1  # no shard of a campaign has this number, whose streams are (seed, shard)
 FRESH, REFERENCE = 0, 1  # streams of random numbers
+
+
+def stream(kind: int, *keys: int, seed: int = 0) -> np.random.Generator:
+    """Random numbers of the benchmark's own: none that simulations to train on are drawn with."""
+    return numpy_generator(seed, BENCHMARK, kind, *keys)
 
 
 class Observed(NamedTuple):
@@ -68,7 +74,7 @@ def _published(task: Any, number: int) -> tuple[Array, dict[str, np.ndarray]]:
 
 
 def _fresh(task: Any, number: int) -> tuple[Array, dict[str, np.ndarray]]:
-    rng = numpy_generator(FRESH, number)
+    rng = stream(FRESH, number)
     theta = task.prior.draw(1, rng)
     x = fitted(task.observables, task(theta, rng), 1)
     return theta[0], {name: values[0] for name, values in x.items()}
@@ -85,7 +91,7 @@ def _reference(task: Any, at: Observed, row: int, draws: int, folder: Path) -> A
         key.update(name.encode() + np.ascontiguousarray(values[row], np.float64).tobytes())
     path = folder / f"{task.name}-{at.numbers[row]}-{key.hexdigest()[:12]}.npy"
     if not path.exists():
-        drawn = np.asarray(task.reference_posterior(at.plain(row), draws, numpy_generator(REFERENCE, at.numbers[row])))
+        drawn = np.asarray(task.reference_posterior(at.plain(row), draws, stream(REFERENCE, at.numbers[row])))
         if drawn.shape != (draws, len(task.prior)) or not np.isfinite(drawn).all():
             raise SbiError(
                 f"reference_posterior of {task.name!r} gave {drawn.shape} at observation {at.numbers[row]}: "
