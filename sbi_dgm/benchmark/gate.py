@@ -7,7 +7,7 @@ For each task, method and budget the baseline holds the C2ST of k seeds, with me
 
 follows Student's distribution with k - 1 degrees of freedom. A loss is significant where t exceeds its quantile at
 1 - alpha / E, with E entries compared (Bonferroni), so that a run without change is accused with probability alpha at
-most. The variance is at least that of a C2ST of 10,000 against 10,000 draws itself, 0.0035^2 a observation.
+most. The variance is at least that of the accuracy on S + S draws itself, 1 / (8 S) for each observation.
 """
 
 import json
@@ -23,7 +23,6 @@ from sbi_dgm.errors import FileError, OptionError
 from sbi_dgm.files import require_file
 
 ALPHA = 0.01
-C2ST_NOISE = 0.0035
 
 
 class Verdict(NamedTuple):
@@ -74,7 +73,7 @@ def compare(now: Mapping[str, Any], before: Mapping[str, Any], alpha: float = AL
     shared = [entry for entry in now["entries"] if tuple(entry[k] for k in KEY) in known]
     if not shared:
         raise OptionError("this run and the baseline share no task, method and budget.")
-    level, floor = 1 - alpha / len(shared), C2ST_NOISE / len(before["observations"]) ** 0.5
+    level, floor = 1 - alpha / len(shared), (8 * before["draws"] * len(before["observations"])) ** -0.5
     return [_compared(entry, known[tuple(entry[k] for k in KEY)], level, floor) for entry in shared]
 
 
