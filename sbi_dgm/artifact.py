@@ -17,7 +17,7 @@ from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic, require_file
 
 FORMAT = "sbi_dgm/posterior"
-VERSION = 1
+VERSION = 2  # 1, before the first release, had other weights
 
 
 def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -48,9 +48,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     header = json.loads(metadata["sbi_dgm"])
     if header.get("format") != FORMAT:
         raise FileError(f"{path} holds {header.get('format')!r}, not {FORMAT!r}.")
-    if header["format_version"] > VERSION:
+    if header["format_version"] != VERSION:
+        remedy = "update it" if header["format_version"] > VERSION else "train again"
         raise FileError(
-            f"{path} has format version {header['format_version']}; this sbi_dgm reads up to {VERSION}: update it."
+            f"{path} has format version {header['format_version']}; this sbi_dgm reads {VERSION}: {remedy}."
         )
     return header, tensors
 

@@ -8,27 +8,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.optim import Optimizer
 
 from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic
 
 Tensors = dict[str, torch.Tensor]
-
-
-def optimiser_state(optimiser: Optimizer) -> Tensors:
-    """The moments of an optimiser, by weight number and name."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{key}": value.clone() for index, entry in state.items() for key, value in entry.items()}
-
-
-def restore_optimiser(optimiser: Optimizer, tensors: Tensors) -> None:
-    """The inverse of `optimiser_state`; learning rates stay as they are."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value.clone()
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def clone(tensors: Mapping[str, torch.Tensor]) -> Tensors:

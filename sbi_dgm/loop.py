@@ -24,7 +24,6 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import nn
 from tqdm import tqdm
 
 from sbi_dgm import checkpoints
@@ -32,6 +31,7 @@ from sbi_dgm.data.batches import Batches, Rows
 from sbi_dgm.errors import TrainingError
 from sbi_dgm.estimators.base import Conditional
 from sbi_dgm.files import write_text
+from sbi_dgm.optimiser import AdamW, flattened
 from sbi_dgm.options import Options
 from sbi_dgm.seeds import lending, torch_generator
 
@@ -109,12 +109,12 @@ class Run:
     ) -> None:
         self.network, self.averaged = network, copy.deepcopy(network).requires_grad_(False)
         self.batches, self.held_out, self.training, self.seed, self.folder = batches, held_out, training, seed, folder
-        groups = [
-            {"params": list(network.summary.parameters()), "weight_decay": training.weight_decay},
-            {"params": list(network.estimator.parameters()), "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.optimiser = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+        decayed, free = (
+            [p for p in part.parameters() if p.requires_grad] for part in (network.summary, network.estimator)
+        )
+        self.optimiser = AdamW(decayed, free, decay=training.weight_decay, clip=training.clip)
+        pairs = zip(network.parameters(), self.averaged.parameters(), strict=True)
+        self.weights = flattened(kept for learned, kept in pairs if learned.requires_grad)
         self.at = Progress()
         self.best: dict[str, checkpoints.Tensors] = {}
         self.round = training.round or min(max(batches.per_epoch, 25), 500)
@@ -138,6 +138,7 @@ class Run:
                     self.save(self.folder)
                     saved = time.monotonic()
         self.averaged.load_state_dict(self.best["averaged"])
+        self.averaged = copy.deepcopy(self.averaged)  # views no more: sums depend, to the bit, on how memory is aligned
 
     def _round(self, bar: "tqdm[Any]") -> float:
         """One round of steps; the mean training loss."""
@@ -164,12 +165,9 @@ class Run:
         with lending(self.seed, DROPOUT, self.at.step, device=device):
             losses = self.network(batch.z, batch.x, progress=self._share(), generator=generator)
         loss = (batch.weight * losses).mean()
-        self.optimiser.zero_grad()
+        self.optimiser.clear()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.at.rate(self.training)
-        self.optimiser.step()
+        self.optimiser.step(self.at.rate(self.training))
         self.at.step += 1
         self._average()
         return loss.detach()
@@ -181,8 +179,7 @@ class Run:
     @torch.no_grad()
     def _average(self) -> None:
         memory = min(self.training.ema, (1 + self.at.step) / (10 + self.at.step))
-        averaged: list[torch.Tensor] = list(self.averaged.parameters())
-        torch._foreach_lerp_(averaged, list(self.network.parameters()), 1 - memory)  # pyright: ignore
+        self.weights.lerp_(self.optimiser.weights, 1 - memory)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -197,13 +194,12 @@ class Run:
         return float(total / self.held_out.weight.double().sum())
 
     def _note(self, loss: float, validation: float) -> None:
-        rate = float(self.optimiser.param_groups[0]["lr"])
         row = {
             "step": self.at.step,
             "phase": self.at.phase,
             "loss": loss,
             "validation": validation,
-            "learning_rate": rate,
+            "learning_rate": self.optimiser.rate,
         }
         self.at.history.append(row | {"seconds": round(self.at.seconds, 2)})
         if self.folder is not None:
@@ -229,13 +225,13 @@ class Run:
         return {
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimiser": checkpoints.optimiser_state(self.optimiser),
+            "optimiser": self.optimiser.state(),
         }
 
     def _load(self, groups: Mapping[str, checkpoints.Tensors]) -> None:
         self.network.load_state_dict(groups["network"])
         self.averaged.load_state_dict(groups["averaged"])
-        checkpoints.restore_optimiser(self.optimiser, groups["optimiser"])
+        self.optimiser.restore(groups["optimiser"])
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint."""

@@ -1,6 +1,8 @@
 """Small networks that every family shares."""
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,17 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         return self.last(h)
+
+
+class _Nothing(nn.Module):
+    """A layer without inputs and without a bias: (..., 0) -> (..., outputs)."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.out_features = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:-1], self.out_features)
 
 
 class Constant(nn.Module):
@@ -142,19 +155,97 @@ class _Steered(nn.Module):
         return h + self.outer(self.dropout(inner))
 
 
-class MaskedMLP(nn.Module):
-    """Residual MLP whose i-th group of outputs sees the context and the inputs before i, and no other.
+class Conditioner(nn.Module):
+    """Residual MLP of inputs z and a context, whose outputs stand rows last, as `sbi_dgm.splines` takes them.
 
-    MADE (Germain et al. 2015, arXiv:1502.03509): input i has degree i + 1, the context degree 0, hidden unit
-    j degree j mod D, and a weight lives where the degree does not fall (at the output: where it rises). Degree
-    0 among the hidden units lets the first group depend on the context.
+    h_0 = W z + V c + b, h_{k+1} = h_k + B_k a(A_k a(h_k)), y = U a(h_K): z (N, inputs) and context (B, C) -> (groups,
+    outputs, N). N is a multiple of B: as many rows behind each other for every context, so that V c is computed once.
+    The output starts at zero.
 
     Args:
-        features: D, number of inputs.
-        context: number of context features C, which every output sees.
-        outputs: numbers per input.
+        first: W, without a bias.
+        inner: A_1, B_1, A_2, B_2, ...
+        last: U, which is set to zero.
+        context: C; 0 is allowed.
+        groups: into which the outputs fall.
+        dropout: fraction of a block's inner units that training leaves out.
 
-    Shapes: z (..., D) and context (..., C) -> (..., D, outputs).
+    """
+
+    def __init__(
+        self,
+        first: nn.Linear | _Nothing,
+        inner: Sequence[nn.Linear],
+        last: nn.Linear,
+        context: int,
+        groups: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.first, self.last, self.groups = first, last, groups
+        self.beside = _linear(context, first.out_features)
+        self.blocks = nn.ModuleList(_Block(a, b, dropout) for a, b in zip(inner[::2], inner[1::2], strict=True))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, z: Tensor, context: Tensor) -> Tensor:
+        h = _beside(self.first(z), self.beside(context))
+        for block in self.blocks:
+            h = block(h)
+        y = torch.addmm(self.last.bias.unsqueeze(-1), live(self.last), functional.silu(h).T)
+        return y.unflatten(0, (self.groups, -1))
+
+
+def _beside(h: Tensor, steering: Tensor) -> Tensor:
+    """Add what each context says, (B, H), to its rows of h, (N, H)."""
+    if len(h) == len(steering):
+        return h + steering
+    return (h.unflatten(0, (len(steering), len(h) // len(steering))) + steering.unsqueeze(1)).flatten(0, 1)
+
+
+class _Block(nn.Module):
+    def __init__(self, inner: nn.Linear, outer: nn.Linear, dropout: float) -> None:
+        super().__init__()
+        self.inner, self.outer, self.dropout = inner, outer, nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.outer(self.dropout(functional.silu(self.inner(functional.silu(h)))))
+
+
+class JointMLP(Conditioner):
+    """A conditioner whose every output sees every input.
+
+    >>> JointMLP(2, 3, groups=4, outputs=5)(torch.ones(6, 2), torch.ones(6, 3)).shape
+    torch.Size([4, 5, 6])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        context: int,
+        groups: int,
+        outputs: int,
+        *,
+        hidden: int = 64,
+        blocks: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        first = nn.Linear(inputs, hidden, bias=False) if inputs else _Nothing(hidden)
+        inner = [nn.Linear(hidden, hidden) for _ in range(2 * blocks)]
+        super().__init__(first, inner, nn.Linear(hidden, groups * outputs), context, groups, dropout)
+
+
+class MaskedMLP(Conditioner):
+    """A conditioner whose i-th group of outputs sees the context and the inputs before i, and no other.
+
+    MADE (Germain et al. 2015, arXiv:1502.03509): input i has degree i + 1, the context degree 0, hidden units have
+    degrees 0 to D - 1, as many of each, and a weight lives where the degree does not fall (at the output: where it
+    rises). Degree 0 among the hidden units lets the first group depend on the context.
+
+    Args:
+        features: D, number of inputs and of groups.
+        context: number of context features C.
+        outputs: numbers per input.
 
     """
 
@@ -168,36 +259,55 @@ class MaskedMLP(nn.Module):
         blocks: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.features = features
         order = torch.arange(features) + 1
-        units = torch.arange(max(hidden, features)) % features  # every degree needs a unit
-        inner = (units[:, None] >= units).float()
-        self.first = _Masked(torch.cat([(units[:, None] >= order).float(), torch.ones(len(units), context)], dim=1))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), _Masked(inner), nn.SiLU(), nn.Dropout(dropout), _Masked(inner))
-            for _ in range(blocks)
-        )
-        last = _Masked((order.repeat_interleave(outputs)[:, None] > units).float())
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.last = nn.Sequential(nn.SiLU(), last)
+        units = (torch.arange(max(hidden, features)) % features).sort().values  # every degree needs a unit
+        rises = units[:, None] >= units
+        inner = [Masked(rises) for _ in range(2 * blocks)]
+        first = Masked(units[:, None] >= order, bias=False)
+        last = Masked(order.repeat_interleave(outputs)[:, None] > units)
+        super().__init__(first, inner, last, context, features, dropout)
+        self.ends = torch.bincount(units).cumsum(0).tolist()
 
-    def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        h = self.first(torch.cat([z, context], dim=-1))
-        for block in self.blocks:
-            h = h + block(h)
-        return self.last(h).unflatten(-1, (self.features, -1))
+    @torch.no_grad()
+    def solve(self, n: int, context: Tensor, solve: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Inputs z (n, D) that follow from their own outputs: `solve` makes z_i (n,) of i and group i (outputs, n).
+
+        A unit of degree m sees z_{<m+1} and units up to m, so that units of rising degree are computed once each: all
+        inputs cost one pass, not D. Without dropout and gradients.
+        """
+        steering = self.beside(context).T.repeat_interleave(n // len(context), dim=1)
+        last, bias = (part.unflatten(0, (self.groups, -1)) for part in (self.last.weight, self.last.bias.unsqueeze(-1)))
+        z = context.new_empty(self.groups, n)
+        active = [torch.empty_like(steering) for _ in range(1 + 2 * len(self.blocks))]
+        for m, (start, end) in enumerate(pairwise([0, *self.ends])):
+            h = torch.addmm(steering[start:end], self.first.weight[start:end, :m], z[:m])
+            active[0][start:end] = functional.silu(h)
+            for block, seen, inner, outer in zip(self.blocks, active[:-1:2], active[1::2], active[2::2], strict=True):
+                inner[start:end] = functional.silu(_part(block.inner, start, end, seen))
+                h = h + _part(block.outer, start, end, inner)
+                outer[start:end] = functional.silu(h)
+            z[m] = solve(m, torch.addmm(bias[m], last[m, :, :end], active[-1][:end]))
+        return z.T
 
 
-class _Masked(nn.Linear):
-    """A linear layer whose weights exist only where the mask (outputs, inputs) is one."""
+def _part(layer: nn.Linear, start: int, end: int, seen: Tensor) -> Tensor:
+    """Outputs `start` to `end` of a layer that see no input from `end` on."""
+    return torch.addmm(layer.bias[start:end, None], layer.weight[start:end, :end], seen[:end])
+
+
+class Masked(nn.Linear):
+    """A linear layer whose weights exist only where the mask (outputs, inputs) is true."""
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask, persistent=False)
+    def __init__(self, mask: Tensor, bias: bool = True) -> None:
+        super().__init__(mask.shape[1], mask.shape[0], bias)
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight * self.mask, self.bias)
+        return functional.linear(x, live(self), self.bias)
+
+
+def live(layer: nn.Linear) -> Tensor:
+    """The weights of a layer that exist."""
+    return layer.weight * layer.mask if isinstance(layer, Masked) else layer.weight

@@ -92,7 +92,7 @@ def two_moons() -> Posterior:
     return sbi_dgm.fit(data, flow, training=Training(round=50, max_rounds=8, decay=0.25), device="cpu", progress=False)
 
 
-def check_integral(posterior: Posterior, x: np.ndarray, prior: Prior, points: int = 300) -> None:
+def check_integral(posterior: Posterior, x: np.ndarray, prior: Prior, points: int = 900) -> None:
     """Over the prior's box, by the midpoint rule in z (where the integrand is smooth), within 1e-2."""
     middle = -6 + 12 * (np.arange(points) + 0.5) / points
     z = np.stack(np.meshgrid(*[middle] * len(prior), indexing="ij"), -1).reshape(-1, len(prior))

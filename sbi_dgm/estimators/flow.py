@@ -9,8 +9,9 @@ A bijection f_c maps z to noise u ~ N(0, I), so that
 are f_c^{-1}(u). The bijection is a chain of layers, each of which transforms the coordinates one by one by a
 *map* with parameters that a network computes; a *layout* says what that network may see:
 
-- coupling (Dinh et al. 2017, arXiv:1605.08803): half of z moves, given the other half and c; one pass either way;
-- autoregressive (Papamakarios et al. 2017, arXiv:1705.07057): z_i moves given z_{<i} and c; the inverse takes D passes.
+- coupling (Dinh et al. 2017, arXiv:1605.08803): half of z moves, given the other half and c;
+- autoregressive (Papamakarios et al. 2017, arXiv:1705.07057): z_i moves given z_{<i} and c; the inverse finds one after
+  another.
 
 and a map is affine (same papers) or a rational-quadratic spline (`sbi_dgm.splines`). Between layers a
 triangular pair of matrices mixes the coordinates (Oliva et al. 2018, arXiv:1801.09819). All start as
@@ -18,18 +19,19 @@ the identity: an untrained flow is N(0, I), which for prior coordinates is the p
 """
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 import torch
-from nflows.transforms.autoregressive import AutoregressiveTransform
 from nflows.transforms.base import CompositeTransform, Transform
-from nflows.transforms.coupling import CouplingTransform
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from sbi_dgm import splines
 from sbi_dgm.estimators.base import Estimator, Family, Space
-from sbi_dgm.networks import MaskedMLP, ResidualMLP
+from sbi_dgm.networks import JointMLP, MaskedMLP
+
+Move = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of a map: forward or inverse
 
 
 class Flow(Family):
@@ -37,7 +39,7 @@ class Flow(Family):
 
     Attributes:
         transforms: number of layers.
-        layout: "autoregressive" (the sharper fit) or "coupling" (one pass for draws as well).
+        layout: "autoregressive" (the sharper fit) or "coupling" (the quicker draws).
         map: "spline" or "affine".
         bins: bins of a spline.
         bound: the splines act on |z| <= bound; straight lines outside.
@@ -69,8 +71,8 @@ class Flow(Family):
     def build(self, space: Space, context_dim: int) -> "FlowEstimator":
         layer = LAYOUTS[self.layout]
         chain: list[Transform] = []
-        for index in range(self.transforms):
-            chain += [layer(self, space.size, context_dim, index), Mix(space.size)]
+        for _ in range(self.transforms):
+            chain += [layer(self, space.size, context_dim), Mix(space.size)]
         return FlowEstimator(space, CompositeTransform(chain[:-1] if space.size == 1 else chain))
 
 
@@ -91,17 +93,29 @@ class FlowEstimator(Estimator):
         return -_log_normal(u) - log_det
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
-        if z.ndim == 2:
-            return -self(z, context)
-        rows = context.repeat_interleave(z.shape[1], dim=0)
-        return -self(z.flatten(0, 1), rows).unflatten(0, z.shape[:2])
+        parts = [-self(part.flatten(0, -2), rows) for part, rows in _pieces(z, context)]
+        return torch.cat(parts).unflatten(0, z.shape[:-1])
 
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         shape = (len(context), n, self.space.size)
-        u = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype).flatten(0, 1)
-        rows = context.repeat_interleave(n, dim=0)
-        z, log_det = self.transform.inverse(u, rows)  # pyright: ignore[reportGeneralTypeIssues]
-        return z.unflatten(0, shape[:2]), (_log_normal(u) - log_det).unflatten(0, shape[:2])
+        u = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
+        parts = [self._inverse(part.flatten(0, -2), rows) for part, rows in _pieces(u, context)]
+        z, log_prob = (torch.cat(part) for part in zip(*parts, strict=True))
+        return z.unflatten(0, shape[:2]), log_prob.unflatten(0, shape[:2])
+
+    def _inverse(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det = self.transform.inverse(u, context)  # pyright: ignore[reportGeneralTypeIssues]
+        return z, _log_normal(u) - log_det
+
+
+PIECE = 4096  # rows that pass together: their numbers stay in a processor's cache
+
+
+def _pieces(z: Tensor, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of z (B, D) or (B, S, D) in order, each with its rows of the context."""
+    rows = max(1, PIECE // max(1, z.shape[1:-1].numel()))
+    for part, mine in zip(z.split(rows), context.split(rows), strict=True):
+        yield from ((piece, mine) for piece in (part.split(PIECE, dim=1) if part.ndim > 2 else [part]))
 
 
 def _log_normal(u: Tensor) -> Tensor:
@@ -109,7 +123,10 @@ def _log_normal(u: Tensor) -> Tensor:
 
 
 class Map(Protocol):
-    """A monotone map of one number, with `size` unconstrained parameters; all zero is the identity."""
+    """A monotone map of one number, with `size` unconstrained parameters; all zero is the identity.
+
+    x (..., N) and raw (..., size, N) -> y and log|dy/dx|, both (..., N).
+    """
 
     size: int
 
@@ -127,12 +144,12 @@ class Affine:
         pass
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = 5 * torch.tanh(raw[..., 0] / 5)
-        return x * s.exp() + raw[..., 1], s
+        s = 5 * torch.tanh(raw[..., 0, :] / 5)
+        return x * s.exp() + raw[..., 1, :], s
 
     def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = 5 * torch.tanh(raw[..., 0] / 5)
-        return (y - raw[..., 1]) * (-s).exp(), -s
+        s = 5 * torch.tanh(raw[..., 0, :] / 5)
+        return (y - raw[..., 1, :]) * (-s).exp(), -s
 
 
 class Spline:
@@ -142,82 +159,71 @@ class Spline:
         self.size, self.bound = 3 * options.bins + 1, options.bound
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return splines.forward(x, splines.knots(raw, self.bound), self.bound)
+        return splines.forward(x, raw, self.bound)
 
     def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return splines.inverse(y, splines.knots(raw, self.bound), self.bound)
+        return splines.inverse(y, raw, self.bound)
 
 
-class Coupling(CouplingTransform):
-    """Every second coordinate moves, given the others and the context; `index` alternates which."""
+class Coupling(Transform):
+    """The second half of the coordinates moves, given the first and the context; `Mix` makes them take turns."""
 
-    def __init__(self, options: Flow, features: int, context: int, index: int) -> None:
+    def __init__(self, options: Flow, features: int, context: int) -> None:
+        super().__init__()
         self.map: Map = MAPS[options.map](options)
-        mask = (torch.arange(features) + index) % 2 if features > 1 else torch.ones(1)
+        self.halves = features // 2, features - features // 2
+        self.net = JointMLP(self.halves[0], context, self.halves[1], self.map.size, **options.shape)
 
-        def conditioner(inputs: int, outputs: int) -> nn.Module:
-            return _Joined(inputs + context, outputs, zero=True, **options.shape)
-
-        super().__init__(mask, conditioner)
-
-    def _transform_dim_multiplier(self) -> int:
-        return self.map.size
-
-    def _coupling_transform_forward(self, inputs: Tensor, transform_params: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.map.forward(inputs, transform_params.unflatten(-1, (-1, self.map.size)))
-        return y, log_slope.sum(-1)
-
-    def _coupling_transform_inverse(self, inputs: Tensor, transform_params: Tensor) -> tuple[Tensor, Tensor]:
-        x, log_slope = self.map.inverse(inputs, transform_params.unflatten(-1, (-1, self.map.size)))
-        return x, log_slope.sum(-1)
-
-
-class _Joined(ResidualMLP):
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return super().forward(torch.cat([x, context], dim=-1))
-
-
-class Autoregressive(AutoregressiveTransform):
-    """Every coordinate moves, given those before it and the context."""
-
-    def __init__(self, options: Flow, features: int, context: int, index: int) -> None:
-        self.map: Map = MAPS[options.map](options)
-        super().__init__(MaskedMLP(features, context, self.map.size, **options.shape))
-
-    def _elementwise_forward(self, inputs: Tensor, autoregressive_params: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.map.forward(inputs, autoregressive_params)
-        return y, log_slope.sum(-1)
+    def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self._moved(self.map.forward, inputs, context)
 
     def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        x, log_det = torch.zeros_like(inputs), inputs.new_zeros(len(inputs))
-        for i in range(inputs.shape[1]):  # x_{<i} is known: one network pass gives the map of x_i
-            x_i, log_slope = self.map.inverse(inputs[:, i], self.autoregressive_net(x, context)[:, i])
-            x = torch.cat([x[:, :i], x_i.unsqueeze(1), x[:, i + 1 :]], dim=1)
-            log_det = log_det + log_slope
-        return x, log_det
+        return self._moved(self.map.inverse, inputs, context)
+
+    def _moved(self, move: Move, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        fixed, moving = z.split(self.halves, dim=1)
+        moved, log_slope = move(moving.T, self.net(fixed, context))
+        return torch.cat([fixed, moved.T], dim=1), log_slope.sum(0)
+
+
+class Autoregressive(Transform):
+    """Every coordinate moves, given those before it and the context."""
+
+    def __init__(self, options: Flow, features: int, context: int) -> None:
+        super().__init__()
+        self.map: Map = MAPS[options.map](options)
+        self.net = MaskedMLP(features, context, self.map.size, **options.shape)
+
+    def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_slope = self.map.forward(inputs.T, self.net(inputs, context))
+        return y.T, log_slope.sum(0)
+
+    def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = inputs.new_zeros(len(inputs))
+
+        def solve(i: int, raw: Tensor) -> Tensor:
+            x, log_slope = self.map.inverse(inputs[:, i], raw)
+            log_det.add_(log_slope)
+            return x
+
+        return self.net.solve(len(inputs), context, solve), log_det
 
 
 class Mix(Transform):
-    """u = L U z in reversed order, with unit-triangular L and U of positive diagonal; starts as the reversal."""
+    """u = L U z in reversed order: L unit-triangular, U of positive diagonal, in one matrix; starts as the reversal."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.lower = nn.Parameter(torch.zeros(features, features))
-        self.upper = nn.Parameter(torch.zeros(features, features))
+        self.weight = nn.Parameter(torch.zeros(features, features))
         self.log_diagonal = nn.Parameter(torch.zeros(features))
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        return self.lower.tril(-1) + torch.eye(len(self.lower), device=self.lower.device, dtype=self.lower.dtype), (
-            self.upper.triu(1) + self.log_diagonal.exp().diag()
-        )
-
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        lower, upper = self._factors()
-        return (inputs @ (lower @ upper).T).flip(-1), self.log_diagonal.sum().expand(len(inputs))
+        half = torch.addcmul(inputs @ self.weight.triu(1).T, inputs, self.log_diagonal.exp())
+        return torch.addmm(half, half, self.weight.tril(-1).T).flip(-1), self.log_diagonal.sum().expand(len(inputs))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        lower, upper = self._factors()
-        half = torch.linalg.solve_triangular(lower, inputs.flip(-1).T, upper=False, unitriangular=True)
+        upper = self.weight.triu(1) + self.log_diagonal.exp().diag()
+        half = torch.linalg.solve_triangular(self.weight.tril(-1), inputs.flip(-1).T, upper=False, unitriangular=True)
         z = torch.linalg.solve_triangular(upper, half, upper=True)
         return z.T, -self.log_diagonal.sum().expand(len(inputs))
 
