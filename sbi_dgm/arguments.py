@@ -1,6 +1,9 @@
 """What each command of the command line takes; `cli` runs them."""
 
 import argparse
+import math
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def simulate(p: argparse.ArgumentParser) -> None:
@@ -31,8 +34,21 @@ def train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=_words, help="names to infer, by commas; others drop out")
     p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    p.add_argument("--max-time", type=_seconds, metavar="TIME", help="such as 90m: end then, with exit code 3")
+    p.add_argument("--tensorboard", action="store_true", help="write curves to the run folder for TensorBoard")
     p.add_argument("--seed", type=int, default=0)
     _device(p)
+
+
+def _seconds(text: str) -> float:
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give a number with s, m, h or d, such as 2h")
+    return seconds
 
 
 def sample(p: argparse.ArgumentParser) -> None:

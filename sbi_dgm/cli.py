@@ -1,4 +1,7 @@
-"""The command line: parse, call the library, print. A mistake of the user's ends with one sentence and code 2."""
+"""The command line: parse, call the library, print. A mistake of the user's ends with one sentence and code 2.
+
+Code 3 is a training that ended at its time limit, code 1 a verdict or a loss.
+"""
 
 import argparse
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sbi_dgm import arguments
-from sbi_dgm.errors import OptionError, SbiError, unknown
+from sbi_dgm.errors import OptionError, SbiError, TimeLimitError, unknown
 
 
 def _simulate(a: argparse.Namespace) -> None:
@@ -61,6 +64,8 @@ def _train(a: argparse.Namespace) -> None:
         out=a.out,
         resume=a.resume,
         overwrite=a.overwrite,
+        max_time=a.max_time,
+        tensorboard=a.tensorboard,
     )
     record = posterior.record
     print(
@@ -265,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             raise
         print(f"sbi-dgm: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, TimeLimitError) else 2
     except KeyboardInterrupt:
         print(
             "sbi-dgm: interrupted; what was finished is kept "

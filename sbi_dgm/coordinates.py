@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import DTypeLike
-from scipy.linalg import solve_triangular
-from scipy.special import ndtr, ndtri
 
 from sbi_dgm.distributions import EDGE, Array, Distribution, standard_normal_log_prob
 from sbi_dgm.errors import PriorError
@@ -83,7 +82,7 @@ class Affine(_Box):
 
     def forward(self, v: Array) -> tuple[Array, Array]:
         flat = (v - self.mean).reshape(-1, len(self.mean))
-        z = solve_triangular(self.factor, flat.T, lower=True).T.reshape(v.shape)
+        z = scipy.linalg.solve_triangular(self.factor, flat.T, lower=True).T.reshape(v.shape)
         return z, np.full(v.shape[:-1], self._log_det)
 
     def inverse(self, z: Array) -> Array:
@@ -103,14 +102,14 @@ class Cube:
         self.low, self.high = np.full(dimension, -np.inf), np.full(dimension, np.inf)
 
     def forward(self, v: Array) -> tuple[Array, Array]:
-        z = np.clip(ndtri(self.to_cube(v)), -EDGE, EDGE)
+        z = np.clip(scipy.special.ndtri(self.to_cube(v)), -EDGE, EDGE)
         shifts = self.step * np.eye(v.shape[-1])
         ahead, behind = (self.inverse(z[..., None, :] + sign * shifts) for sign in (1, -1))
         _, log_det = np.linalg.slogdet((ahead - behind) / (2 * self.step))
         return z, -log_det
 
     def inverse(self, z: Array) -> Array:
-        return self.from_cube(ndtr(z))
+        return self.from_cube(scipy.special.ndtr(z))
 
     def inside(self, v: Array) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -17,8 +17,8 @@ from sys import float_info
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from sbi_dgm.errors import PriorError, unknown
 
@@ -62,11 +62,11 @@ class Distribution(ABC):
     def to_normal(self, v: Array) -> Array:
         """z of v in the support, within [-8.2, 8.2]."""
         below, above = self.cdf(v), self.sf(v)
-        return np.clip(np.where(below < above, ndtri(below), -ndtri(above)), -EDGE, EDGE)
+        return np.clip(np.where(below < above, scipy.special.ndtri(below), -scipy.special.ndtri(above)), -EDGE, EDGE)
 
     def from_normal(self, z: Array) -> Array:
         """v of z: the inverse of `to_normal`, never outside the support."""
-        tail = np.maximum(ndtr(-np.abs(z)), FAR)
+        tail = np.maximum(scipy.special.ndtr(-np.abs(z)), FAR)
         return np.clip(np.where(z < 0, self.ppf(tail), self.isf(tail)), self.low, self.high)
 
 
@@ -168,16 +168,16 @@ class Normal(_Named):
         return self.mean + self.sd * z
 
     def cdf(self, v: Array) -> Array:
-        return ndtr(self.to_normal(v))
+        return scipy.special.ndtr(self.to_normal(v))
 
     def sf(self, v: Array) -> Array:
-        return ndtr(-self.to_normal(v))
+        return scipy.special.ndtr(-self.to_normal(v))
 
     def ppf(self, p: Array) -> Array:
-        return self.from_normal(ndtri(p))
+        return self.from_normal(scipy.special.ndtri(p))
 
     def isf(self, p: Array) -> Array:
-        return self.from_normal(-ndtri(p))
+        return self.from_normal(-scipy.special.ndtri(p))
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,8 @@ class TruncatedNormal(_Named, _Frozen):
 
     @property
     def frozen(self) -> Any:  # type: ignore[override]
-        from scipy.stats import truncnorm
-
-        return truncnorm((self.low - self.mean) / self.sd, (self.high - self.mean) / self.sd, self.mean, self.sd)
+        low, high = (self.low - self.mean) / self.sd, (self.high - self.mean) / self.sd
+        return scipy.stats.truncnorm(low, high, self.mean, self.sd)
 
 
 @dataclass(frozen=True)
@@ -278,9 +277,7 @@ class HalfNormal(_Named, _Frozen):
 
     @property
     def frozen(self) -> Any:  # type: ignore[override]
-        from scipy.stats import halfnorm
-
-        return halfnorm(scale=self.sd)
+        return scipy.stats.halfnorm(scale=self.sd)
 
 
 @dataclass(frozen=True)
@@ -298,9 +295,7 @@ class Beta(_Named, _Frozen):
 
     @property
     def frozen(self) -> Any:  # type: ignore[override]
-        from scipy.stats import beta
-
-        return beta(self.a, self.b, self.low, self.high - self.low)
+        return scipy.stats.beta(self.a, self.b, self.low, self.high - self.low)
 
 
 class Scipy(_Frozen):

@@ -1,7 +1,7 @@
 """The errors that a user can cause, each one sentence: what, where, the numbers, the remedy.
 
 Everything that bad input can raise derives from `SbiError`; the command line turns it into that sentence
-and exit code 2. Anything else that escapes is a mistake of ours.
+and exit code 2 (3 for `TimeLimitError`, which is no mistake). Anything else that escapes is a mistake of ours.
 """
 
 from collections.abc import Iterable
@@ -34,6 +34,10 @@ class OptionError(SbiError):
 
 class TrainingError(SbiError):
     """Training that cannot go on: a loss that is not finite, a checkpoint of another run."""
+
+
+class TimeLimitError(SbiError):
+    """Training that ended at its time limit, with a checkpoint to go on from."""
 
 
 class SolverError(SbiError):

@@ -29,8 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.special import gammaln
+import scipy
 
 from sbi_dgm.distributions import EDGE, Array, standard_normal_log_prob
 from sbi_dgm.errors import ObservationError
@@ -266,9 +265,11 @@ class Mixture:
     def parts(self, z: Array) -> tuple[Array, Array]:
         """ln of share times density, and the squared distance, under each component: (n, D) -> two of (K, n)."""
         d = z.shape[1]
-        away = [solve_triangular(f, (z - m).T, lower=True) for m, f in zip(self.mean, self.factor, strict=True)]
+        away = [
+            scipy.linalg.solve_triangular(f, (z - m).T, lower=True) for m, f in zip(self.mean, self.factor, strict=True)
+        ]
         distance = np.stack([(a**2).sum(0) for a in away])
-        norm = gammaln((TAIL + d) / 2) - gammaln(TAIL / 2) - d / 2 * np.log(TAIL * np.pi)
+        norm = scipy.special.gammaln((TAIL + d) / 2) - scipy.special.gammaln(TAIL / 2) - d / 2 * np.log(TAIL * np.pi)
         volume = np.log(np.diagonal(self.factor, axis1=1, axis2=2)).sum(1)
         log_density = norm - volume[:, None] - (TAIL + d) / 2 * np.log1p(distance / TAIL)
         return np.log(self.share)[:, None] + log_density, distance

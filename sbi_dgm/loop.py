@@ -9,26 +9,27 @@ improves on the validation rows; when it stalls, go back to the best point and l
 zero over half as many steps again; return the best averaged weights. Validation sees the same rows with the
 same noise every time.
 
-Every random number is a function of the seed and the step, so that a run resumed from its checkpoint ends with
-the weights of an uninterrupted one (to the bit on the CPU).
+Every random number is a function of the seed and the step at which its round began, so that a run resumed from its
+checkpoint, which is that of a round, ends with the weights of an uninterrupted one (to the bit on the CPU).
 """
 
 import copy
+import csv
+import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-import pandas as pd
 import torch
 from pydantic import Field
 from tqdm import tqdm
 
 from sbi_dgm import checkpoints
 from sbi_dgm.data.batches import Batches, Rows
-from sbi_dgm.errors import TrainingError
+from sbi_dgm.errors import TimeLimitError, TrainingError
 from sbi_dgm.estimators.base import Conditional
 from sbi_dgm.files import write_text
 from sbi_dgm.optimiser import AdamW, flattened
@@ -37,6 +38,7 @@ from sbi_dgm.seeds import lending, torch_generator
 
 ORDER, NOISE, VALIDATION, DROPOUT = 1, 2, 3, 4  # streams of random numbers, beside 0 for initial weights
 CHECKPOINT_SECONDS = 15.0
+Log = Callable[[Mapping[str, Any]], None]
 
 
 class Training(Options):
@@ -121,35 +123,73 @@ class Run:
         if folder is not None and (folder / "checkpoint").exists():
             self._resume(folder / "checkpoint")
 
-    def train(self, progress: bool) -> None:
-        """Train to the end; afterwards `averaged` holds the best averaged weights."""
-        saved, started = time.monotonic(), time.monotonic() - self.at.seconds
+    def train(self, progress: bool, *, limit: float = math.inf, log: Log | None = None) -> None:
+        """Train to the end; afterwards `averaged` holds the best averaged weights.
+
+        Args:
+            progress: show one line with rate, losses and time left.
+            limit: seconds for this call.
+            log: gets each row of the history as it comes.
+
+        Raises:
+            TimeLimitError: the next round might exceed the limit; a checkpoint was written.
+
+        """
+        began = saved = time.monotonic()
+        earlier, longest = self.at.seconds, 0.0
         with tqdm(desc="training", unit="step", initial=self.at.step, disable=not progress) as bar:
             while self.at.phase != "done":
-                loss = self._round(bar)
-                validation = self.validate()
-                self.at.seconds = time.monotonic() - started
-                self._note(loss, validation)
+                start = time.monotonic()
+                if start - began + longest > limit:
+                    self._stop(limit)
+                step, loss = self.at.step, self._round(bar)
+                steps, validation = self.at.step - step, self.validate()
+                now = time.monotonic()
+                self.at.seconds, longest = earlier + now - began, max(longest, now - start)
+                self._note(loss, validation, log)
                 self._decide(validation)
-                bar.set_postfix(validation=f"{validation:.3f}", best=f"{self.at.best_loss:.3f}", phase=self.at.phase)
-                if self.folder is not None and (
-                    self.at.phase == "done" or time.monotonic() - saved > CHECKPOINT_SECONDS
-                ):
+                bar.set_postfix_str(self._status(loss, validation, (now - start) / steps))
+                if self.folder is not None and (self.at.phase == "done" or now - saved > CHECKPOINT_SECONDS):
                     self.save(self.folder)
-                    saved = time.monotonic()
+                    saved = now
         self.averaged.load_state_dict(self.best["averaged"])
         self.averaged = copy.deepcopy(self.averaged)  # views no more: sums depend, to the bit, on how memory is aligned
+
+    def _stop(self, limit: float) -> NoReturn:
+        if self.folder is not None and self.at.step:
+            self.save(self.folder)
+        raise TimeLimitError(
+            f"stopped after {tqdm.format_interval(limit)} at step {self.at.step}, best validation loss "
+            f"{self.at.best_loss:.3f}: resume=True (--resume) goes on."
+        )
+
+    def _status(self, loss: float, validation: float, each: float) -> str:
+        """The status line, for steps that take `each` seconds."""
+        left = tqdm.format_interval(each * self._left())
+        return (
+            f"loss {loss:.3f}, validation {validation:.3f}, best {self.at.best_loss:.3f}, {self.at.phase}, "
+            f"{'' if self.at.phase == 'decay' else 'at least '}{left} left"
+        )
+
+    def _left(self) -> int:
+        """Steps to the end, if nothing improves any more."""
+        if self.at.phase != "plateau":
+            return max(0, self.at.decay_to - self.at.step)
+        stall = self.at.best_step + self.training.patience * self.round - self.at.step
+        return stall + math.ceil(self.training.decay * self.at.best_step)
 
     def _round(self, bar: "tqdm[Any]") -> float:
         """One round of steps; the mean training loss."""
         last = self.at.step + self.round
         if self.at.phase == "decay":
             last = min(last, self.at.decay_to)
-        total, first = torch.zeros((), device=self.held_out.z.device), self.at.step
+        device, first = self.held_out.z.device, self.at.step
+        total, generator = torch.zeros((), device=device), torch_generator(self.seed, NOISE, first, device=device)
         self.network.train()
-        while self.at.step < last:
-            total += self._step()
-            bar.update()
+        with lending(self.seed, DROPOUT, first, device=device):
+            while self.at.step < last:
+                total += self._step(generator)
+                bar.update()
         mean = float(total) / (last - first)
         if not math.isfinite(mean):
             raise TrainingError(
@@ -158,12 +198,9 @@ class Run:
             )
         return mean
 
-    def _step(self) -> torch.Tensor:
+    def _step(self, generator: torch.Generator) -> torch.Tensor:
         batch = self.batches[self.at.step]
-        device = batch.z.device
-        generator = torch_generator(self.seed, NOISE, self.at.step, device=device)
-        with lending(self.seed, DROPOUT, self.at.step, device=device):
-            losses = self.network(batch.z, batch.x, progress=self._share(), generator=generator)
+        losses = self.network(batch.z, batch.x, progress=self._share(), generator=generator)
         loss = (batch.weight * losses).mean()
         self.optimiser.clear()
         loss.backward()
@@ -193,17 +230,20 @@ class Run:
             total += (batch.weight * self.averaged(batch.z, batch.x, generator=generator)).sum()
         return float(total / self.held_out.weight.double().sum())
 
-    def _note(self, loss: float, validation: float) -> None:
+    def _note(self, loss: float, validation: float, log: Log | None) -> None:
         row = {
             "step": self.at.step,
             "phase": self.at.phase,
             "loss": loss,
             "validation": validation,
             "learning_rate": self.optimiser.rate,
+            "seconds": round(self.at.seconds, 2),
         }
-        self.at.history.append(row | {"seconds": round(self.at.seconds, 2)})
+        self.at.history.append(row)
         if self.folder is not None:
-            write_text(self.folder / "history.csv", pd.DataFrame(self.at.history).to_csv(index=False))
+            write_text(self.folder / "history.csv", _csv(self.at.history))
+        if log is not None:
+            log(row)
 
     def _decide(self, validation: float) -> None:
         """Remember the best point; let the rate fall when the loss stalls; end when it has fallen."""
@@ -243,3 +283,11 @@ class Run:
         self._load(groups)
         self.best = {name.removeprefix("best."): group for name, group in groups.items() if name.startswith("best.")}
         self.at = Progress(**note)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,17 +55,6 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         return self.last(h)
-
-
-class _Nothing(nn.Module):
-    """A layer without inputs and without a bias: (..., 0) -> (..., outputs)."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.out_features = outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(*x.shape[:-1], self.out_features)
 
 
 class Constant(nn.Module):
@@ -174,7 +164,7 @@ class Conditioner(nn.Module):
 
     def __init__(
         self,
-        first: nn.Linear | _Nothing,
+        first: nn.Linear,
         inner: Sequence[nn.Linear],
         last: nn.Linear,
         context: int,
@@ -204,6 +194,9 @@ def _beside(h: Tensor, steering: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
+    inner: nn.Linear
+    outer: nn.Linear
+
     def __init__(self, inner: nn.Linear, outer: nn.Linear, dropout: float) -> None:
         super().__init__()
         self.inner, self.outer, self.dropout = inner, outer, nn.Dropout(dropout)
@@ -230,7 +223,8 @@ class JointMLP(Conditioner):
         blocks: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        first = nn.Linear(inputs, hidden, bias=False) if inputs else _Nothing(hidden)
+        first = nn.Linear(max(inputs, 1), hidden, bias=False)
+        first.weight = nn.Parameter(first.weight.detach()[:, :inputs].clone())  # without inputs, of no columns
         inner = [nn.Linear(hidden, hidden) for _ in range(2 * blocks)]
         super().__init__(first, inner, nn.Linear(hidden, groups * outputs), context, groups, dropout)
 
@@ -277,12 +271,12 @@ class MaskedMLP(Conditioner):
         """
         steering = self.beside(context).T.repeat_interleave(n // len(context), dim=1)
         last, bias = (part.unflatten(0, (self.groups, -1)) for part in (self.last.weight, self.last.bias.unsqueeze(-1)))
-        z = context.new_empty(self.groups, n)
+        z, blocks = context.new_empty(self.groups, n), cast("Sequence[_Block]", self.blocks)
         active = [torch.empty_like(steering) for _ in range(1 + 2 * len(self.blocks))]
         for m, (start, end) in enumerate(pairwise([0, *self.ends])):
             h = torch.addmm(steering[start:end], self.first.weight[start:end, :m], z[:m])
             active[0][start:end] = functional.silu(h)
-            for block, seen, inner, outer in zip(self.blocks, active[:-1:2], active[1::2], active[2::2], strict=True):
+            for block, seen, inner, outer in zip(blocks, active[:-1:2], active[1::2], active[2::2], strict=True):
                 inner[start:end] = functional.silu(_part(block.inner, start, end, seen))
                 h = h + _part(block.outer, start, end, inner)
                 outer[start:end] = functional.silu(h)

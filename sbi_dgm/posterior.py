@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
@@ -220,7 +220,9 @@ class Posterior:
             return -float(values[0]), -(ahead - behind) / (2 * step)
 
         start = z[np.argmax(np.asarray(samples.log_prob))]
-        best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=np.column_stack([low, high])).x
+        best = scipy.optimize.minimize(
+            objective, start, jac=True, method="L-BFGS-B", bounds=np.column_stack([low, high])
+        ).x
         stuck = [n for n, a, b, c in zip(self.names, best - low, high - best, step, strict=True) if min(a, b) < 0.1 * c]
         if stuck:
             warnings.warn(f"the maximum lies at the edge of the draws for {', '.join(stuck)}.", stacklevel=3)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, DTypeLike
-from scipy.special import ndtri
 
 from sbi_dgm import distributions
 from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, snap
@@ -241,7 +241,7 @@ class BoundedPrior(Prior):
 
 def _probe(dimension: int) -> Array:
     levels = (np.arange(1, 17)[:, None] * np.sqrt([2.0 + 3 * k for k in range(dimension)])) % 1
-    return ndtri(0.02 + 0.96 * levels)
+    return scipy.special.ndtri(0.02 + 0.96 * levels)
 
 
 def fingerprint(coordinates: Coordinates, dimension: int) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import pandas as pd
 
 from sbi_dgm.distributions import Array
 from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
@@ -16,6 +15,7 @@ from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 LEVELS = (0.16, 0.5, 0.84)
@@ -81,8 +81,10 @@ class Samples:
             raise ObservationError("there are no draws: ask for more than 0.")
         return self.array
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self) -> "pd.DataFrame":
         """One row a parameter: mean, sd, median, the central 68 % interval, and the prior's edges that are reached."""
+        import pandas as pd
+
         array = self._one()
         low, median, high = np.quantile(array, LEVELS, axis=0)
         table = {"mean": array.mean(0), "sd": array.std(0), "median": median, "16%": low, "84%": high}
@@ -96,8 +98,10 @@ class Samples:
             " ".join(word for word, reached in zip(("low", "high"), column, strict=True) if reached) for column in at.T
         ]
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self) -> "pd.DataFrame":
         """One row a draw, one column a parameter; `observation` as index level where there are several."""
+        import pandas as pd
+
         if self.array.ndim == 2:
             return pd.DataFrame(self.array, columns=self.names)
         index = pd.MultiIndex.from_product([range(n) for n in self.array.shape[:2]], names=["observation", "draw"])

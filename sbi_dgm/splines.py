@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 MIN_WIDTH = 1e-3  # of the box; the paper's value, also for heights and derivatives
@@ -173,8 +172,9 @@ class _Forward(Function):
         return _box(y, bound), curve.slope.log()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor, None]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("a spline can be differentiated once: its gradient has no gradient.")
         tail, xi, shares, pair, *rest = ctx.saved_tensors
         at, curve = _Bin(*rest[:6]), _Curve(*rest[6:])
         a = grad_y * (2 * ctx.bound)

@@ -1,6 +1,7 @@
 """From simulations to a posterior: `fit` checks and prepares, `loop` trains."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from sbi_dgm.loop import Run, Training
 from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.posterior import Posterior
 from sbi_dgm.preparation import prepare
+from sbi_dgm.tensorboard import curves
 from sbi_dgm.weights import row_weights
 
 
@@ -43,6 +45,8 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    max_time: float | None = None,
+    tensorboard: bool = False,
     progress: bool = True,
 ) -> Posterior:
     """Train a posterior on simulations.
@@ -63,12 +67,15 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
         out: run folder for config.json, history.csv, the checkpoint and posterior.safetensors.
         resume: go on from the checkpoint in `out`, if there is one.
         overwrite: start again in `out`, whatever is there.
+        max_time: seconds after which this call ends by itself, with a checkpoint in `out`.
+        tensorboard: write curves to `out/tensorboard`, for TensorBoard.
         progress: show a progress bar.
 
     Raises:
         DataError, PriorError: simulations that cannot be learned from.
         FileError: `out` holds a run already.
         TrainingError: a loss that is not finite; a checkpoint of another run.
+        TimeLimitError: `max_time` has passed; `resume=True` goes on.
 
     Example::
 
@@ -80,6 +87,7 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     rule, how = split or SplitRule(), training or Training()
     target, parts = device_named(device), data.split(rule)
     folder = None if out is None else Path(out)
+    _require_folder(folder, max_time=max_time is not None, tensorboard=tensorboard)
     model = _model(data, estimator, embedding, parameters, parts.train)
     source = Source(data, model.reference, theta=noise is not None)
     size = source.bytes(len(parts.train) + len(parts.validation))
@@ -100,12 +108,19 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     if progress:
         tqdm.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
     run = Run(untrained, ready.batches, ready.held_out, how, seed, folder)
-    run.train(progress)
+    log = curves(run.at.step, folder) if tensorboard and folder is not None else None
+    run.train(progress, limit=math.inf if max_time is None else max_time, log=log)
     record = config | _result(run, data, parts, source, len(ready.held_out))
     posterior = Posterior(model, run.averaged, record)
     if folder is not None:
         posterior.save(folder / "posterior.safetensors", overwrite=True)
     return posterior
+
+
+def _require_folder(folder: Path | None, **asked: bool) -> None:
+    for name, wanted in asked.items():
+        if wanted and folder is None:
+            raise OptionError(f"{name} needs a run folder: pass out=...")
 
 
 def _embedding(embedding: "str | embeddings.Embedding | nn.Module") -> "embeddings.Embedding | nn.Module":

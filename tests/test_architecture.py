@@ -29,7 +29,7 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " estimators.flow_matching estimators.located"
     ),
     "samples artifact model posterior",
-    "checkpoints optimiser loop preparation weights training",
+    "checkpoints optimiser loop tensorboard preparation weights training",
     (
         "diagnostics.calibration diagnostics.c2st diagnostics.c2st_batched diagnostics.distances report"
         " benchmark.tasks benchmark.methods benchmark.scores benchmark.cells benchmark.suite benchmark.page"

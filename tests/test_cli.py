@@ -269,18 +269,6 @@ def test_help_is_given_for_every_command(name, capsys):
     assert all(other in text for other in cli.COMMANDS) or name
 
 
-def python(program):
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-
-
-def test_help_and_import_load_nothing_heavy():
-    heavy = ["torch", "scipy.stats", "matplotlib", "pandas", "nflows"]
-    found = f"print([name for name in {heavy} if name in sys.modules])"
-    assert python(f"import sys, sbi_dgm; {found}").strip() == "[]"
-    assert python(f"import sys, sbi_dgm.cli; sbi_dgm.cli._parser().format_help(); {found}").strip() == "[]"
-    assert python(f"import sys, torch; {found}").strip() == "['torch']"
-
-
 def test_the_module_is_the_command(tmp_path):
     words = [sys.executable, "-m", "sbi_dgm", "simulate", "two_moons", "-n", "0", "-o", "a.h5"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -339,8 +339,9 @@ def test_saving_over_a_file_needs_a_word(tmp_path):
 
 def test_columns_of_a_frame_go_by_name():
     prior = Prior([Parameter("a", Uniform(0, 1)), Parameter("b", Uniform(2, 3))])
-    frame, x = pd.DataFrame({"b": [2.5, 2.6], "other": [0.0, 0.0], "a": [0.1, 0.2]}), np.zeros((2, 1))
+    frame, x = pd.DataFrame({"b": [2.5, 2.6], "other": ["w", "v"], "a": [0.1, 0.2]}), np.zeros((2, 1))
     assert Simulations.from_arrays(frame, x, prior=prior).columns["theta"][:].tolist() == [[0.1, 2.5], [0.2, 2.6]]
     assert Simulations.from_arrays(frame[["b", "a"]], x).names == ["b", "a"]
+    assert Simulations.from_arrays(pd.DataFrame(np.zeros((2, 2))), x).names == ["0", "1"]
     with pytest.raises(DataError, match="unknown column 'c'"):
         Simulations.from_arrays(frame, x, names=["c"])

@@ -160,3 +160,10 @@ def test_no_gradient_is_lost_far_out_or_on_the_edges(transform, scale, dtype):
 def test_gradients_by_the_parameters_agree_with_finite_differences(transform):
     x, numbers = points(n=20).requires_grad_(), raw(1.0, n=20).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, numbers: transform(x, numbers, BOUND), (x, numbers))
+
+
+def test_a_second_derivative_is_refused():
+    x = points(n=5).requires_grad_()
+    y, _ = forward(x, raw(1.0, n=5), BOUND)
+    with pytest.raises(NotImplementedError, match="once"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)

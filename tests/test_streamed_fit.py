@@ -168,9 +168,9 @@ from sbi_dgm import loop
 loop.CHECKPOINT_SECONDS = -1.0
 original = loop.Run._step
 
-def step(self):
+def step(self, generator):
     {action}
-    return original(self)
+    return original(self, generator)
 
 loop.Run._step = step
 toys.train(sbi_dgm.Simulations.open({path!r}), out={out!r})

@@ -67,10 +67,10 @@ def interrupted_at(step: int) -> Iterator[None]:
     """Ctrl-C at this step of the run within, with a checkpoint at every round before."""
     original = Run._step
 
-    def stopping(self):
+    def stopping(self, generator):
         if self.at.step == step:
             raise KeyboardInterrupt
-        return original(self)
+        return original(self, generator)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sbi_dgm.loop.CHECKPOINT_SECONDS", -1.0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from sbi_dgm.benchmark.table import FORMAT, KEY
 from sbi_dgm.errors import FileError, OptionError
@@ -87,5 +87,5 @@ def _compared(entry: Mapping[str, Any], before: list[float], level: float, floor
     if m == 0:
         return Verdict(key, float(np.mean(before)), float("nan"), float("nan"))
     spread = max(float(np.std(before, ddof=1)), floor)
-    limit = np.mean(before) + student.ppf(level, k - 1) * spread * (1 / m + 1 / k) ** 0.5
+    limit = np.mean(before) + scipy.stats.t.ppf(level, k - 1) * spread * (1 / m + 1 / k) ** 0.5
     return Verdict(key, float(np.mean(before)), float(np.mean(entry["c2st"])), float(limit))

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import ks_2samp, kstest, norm
+import scipy
 
 from sbi_dgm.distributions import Array
 from sbi_dgm.priors import BoundedPrior, Prior
@@ -73,12 +73,12 @@ def against_prior(prior: Prior, theta: Array) -> dict[str, float]:
     z = prior.standardise(_distinct(theta))
     if isinstance(prior, BoundedPrior):
         return _against_draws(prior, z)
-    found = {name: float(kstest(column, "norm")[1]) for name, column in zip(prior.names, z.T, strict=True)}
+    found = {name: float(scipy.stats.kstest(column, "norm")[1]) for name, column in zip(prior.names, z.T, strict=True)}
     for i, j in combinations(range(len(prior)), 2):
         if len(z) > 3 and np.ptp(z[:, i]) and np.ptp(z[:, j]):
             r = np.clip(np.corrcoef(z[:, i], z[:, j])[0, 1], -1 + 1e-15, 1 - 1e-15)
             distance = np.sqrt(len(z) - 3) * np.arctanh(r)
-            found[f"{prior.names[i]}, {prior.names[j]}"] = float(2 * norm.sf(abs(distance)))
+            found[f"{prior.names[i]}, {prior.names[j]}"] = float(2 * scipy.special.ndtr(-abs(distance)))
     return found
 
 
@@ -101,7 +101,7 @@ def against_failures(names: list[str], theta: Array, valid: np.ndarray) -> dict[
 
 
 def _same(a: Array, b: Array) -> float:
-    return float(np.asarray(ks_2samp(a, b))[1])
+    return float(np.asarray(scipy.stats.ks_2samp(a, b))[1])
 
 
 def _distinct(theta: Array) -> Array:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from sbi_dgm.data import foreign
@@ -130,7 +129,7 @@ class Simulations:
                 split; `split`, 0 to train, 1 to validate, 2 to test.
 
         """
-        if isinstance(theta, pd.DataFrame):
+        if hasattr(theta, "columns") and hasattr(theta, "to_numpy"):
             theta, names = _framed(theta, names if prior is None else prior.names)
         arrays = {name: _array(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
         given = {"theta": np.asarray(theta)} | {f"x/{name}": a for name, a in arrays.items()}
@@ -321,14 +320,15 @@ def _array(values: ArrayLike) -> np.ndarray:
     return found.astype(np.uint8) if found.dtype.kind == "b" else found
 
 
-def _framed(frame: pd.DataFrame, names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
-    """The columns that `names` lists, in that order; all of them where it is None."""
-    wanted = [str(name) for name in frame.columns] if names is None else list(names)
-    frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+def _framed(frame: Any, names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
+    """The columns of a frame that `names` lists, in that order; all of them where it is None."""
+    titles = [str(name) for name in frame.columns]
+    wanted = titles if names is None else list(names)
     for name in wanted:
-        if name not in frame.columns:
-            raise DataError(f"theta: {unknown('column', name, frame.columns)}")
-    return frame[wanted].to_numpy(), wanted
+        if name not in titles:
+            raise DataError(f"theta: {unknown('column', name, titles)}")
+    chosen = [frame.columns[titles.index(name)] for name in wanted]
+    return frame[chosen].to_numpy(), wanted
 
 
 def _names(names: Sequence[str] | None, dimension: int) -> list[str]:

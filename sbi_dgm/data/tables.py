@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from sbi_dgm.data.columns import Column, native
 from sbi_dgm.errors import DataError, FileError, unknown
 from sbi_dgm.files import require_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUFFIXES = (".txt", ".csv", ".dat", ".tsv", ".npy")
 INDEX = ("", "index")  # titles that pandas gives to a column of row numbers
@@ -78,6 +80,8 @@ def _no_number(names: Sequence[str], row: int, column: int, word: str) -> str:
 
 def _text(path: Path) -> Table:
     """The cells of a table as text, with their names."""
+    import pandas as pd
+
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     body = [line for line in lines if not line.startswith("#")]
     separator = _separator(body)
@@ -89,7 +93,7 @@ def _text(path: Path) -> Table:
     return _titled(frame, [words] if titled else notes, titled)
 
 
-def _titled(frame: pd.DataFrame, titles: list[list[str]], certain: bool) -> Table:
+def _titled(frame: "pd.DataFrame", titles: list[list[str]], certain: bool) -> Table:
     """The cells under the first title that fits; a column of row names or numbers may stand in front."""
     width = frame.shape[1]
     title = next((title for title in titles if len(title) in (width, width - 1)), [])

@@ -9,7 +9,7 @@ al. 2022, arXiv:2110.06581). Ranks are made continuous by u = (rank + V) / (S + 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom, kstest, norm
+import scipy
 
 from sbi_dgm.distributions import Array
 
@@ -55,7 +55,7 @@ def uniformity(u: Array, high: str, low: str, outer: str, inner: str, level: flo
     spread = (12 * len(u)) ** -0.5
     scores = [((u.mean() - 0.5) / spread, high, low), ((np.abs(2 * u - 1).mean() - 0.5) / spread, outer, inner)]
     score, above, below = max(scores, key=lambda entry: abs(entry[0]))
-    named, shape = 2 * float(norm.sf(abs(score))), float(kstest(u, "uniform").pvalue)
+    named, shape = 2 * float(scipy.special.ndtr(-abs(score))), float(scipy.stats.kstest(u, "uniform").pvalue)
     word = above if score > 0 else below
     if 3 * named >= level and shape < named:
         word = "of the wrong shape"
@@ -91,11 +91,11 @@ def calibration_error(u: Array) -> float:
 
 def bin_band(rows: int, level: float = 0.99) -> tuple[float, float]:
     """Counts between which each of `BINS` bins of `rows` uniform ranks lies with probability `level`."""
-    low, high = binom.interval(level, rows, 1 / BINS)
+    low, high = scipy.stats.binom.interval(level, rows, 1 / BINS)
     return float(low), float(high)
 
 
 def coverage_band(nominal: Array, rows: int, level: float = 0.99) -> tuple[Array, Array]:
     """Pointwise range (K,), (K,) of empirical coverage for `rows` rows of a calibrated posterior."""
-    low, high = binom.interval(level, rows, nominal)
+    low, high = scipy.stats.binom.interval(level, rows, nominal)
     return low / rows, high / rows
