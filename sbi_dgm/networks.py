@@ -175,6 +175,9 @@ class Conditioner(nn.Module):
         self.first, self.last, self.groups = first, last, groups
         self.beside = _linear(context, first.out_features)
         self.blocks = nn.ModuleList(_Block(a, b, dropout) for a, b in zip(inner[::2], inner[1::2], strict=True))
+        reach = 1 / math.sqrt(max(1, first.in_features + context))  # as for one layer that sees both
+        for weight in (first.weight, *self.beside.parameters()):
+            nn.init.uniform_(weight, -reach, reach)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -269,7 +272,7 @@ class MaskedMLP(Conditioner):
         A unit of degree m sees z_{<m+1} and units up to m, so that units of rising degree are computed once each: all
         inputs cost one pass, not D. Without dropout and gradients.
         """
-        steering = self.beside(context).T.repeat_interleave(n // len(context), dim=1)
+        steering = self.beside(context).T.repeat_interleave(n // max(1, len(context)), dim=1)
         last, bias = (part.unflatten(0, (self.groups, -1)) for part in (self.last.weight, self.last.bias.unsqueeze(-1)))
         z, blocks = context.new_empty(self.groups, n), cast("Sequence[_Block]", self.blocks)
         active = [torch.empty_like(steering) for _ in range(1 + 2 * len(self.blocks))]
