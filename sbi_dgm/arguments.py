@@ -34,6 +34,8 @@ def train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=_words, help="names to infer, by commas; others drop out")
     p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
+    p.add_argument("--members", type=int, default=1, help="networks of an ensemble")
+    p.add_argument("--workers", type=int, help="processes that train members (default: one for each core)")
     p.add_argument("--max-time", type=_seconds, metavar="TIME", help="such as 90m: end then, with exit code 3")
     p.add_argument("--tensorboard", action="store_true", help="write curves to the run folder for TensorBoard")
     p.add_argument("--seed", type=int, default=0)

@@ -64,6 +64,8 @@ def _train(a: argparse.Namespace) -> None:
         out=a.out,
         resume=a.resume,
         overwrite=a.overwrite,
+        members=a.members,
+        workers=a.workers,
         max_time=a.max_time,
         tensorboard=a.tensorboard,
     )

@@ -14,6 +14,7 @@ from torch import nn
 from sbi_dgm import embeddings, options, priors
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Space
+from sbi_dgm.estimators.ensemble import apart, assembled
 from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
 from sbi_dgm.seeds import lending
@@ -29,6 +30,7 @@ class Model(NamedTuple):
         dtypes: of the observables in the training data, by name.
         estimator: the family as JSON.
         embedding: the embedding as JSON.
+        members: networks of an ensemble.
 
     """
 
@@ -38,6 +40,7 @@ class Model(NamedTuple):
     dtypes: Mapping[str, str]
     estimator: dict[str, Any]
     embedding: dict[str, Any]
+    members: int = 1
 
     def describe(self) -> dict[str, Any]:
         """This model as JSON."""
@@ -48,6 +51,7 @@ class Model(NamedTuple):
             "dtypes": dict(self.dtypes),
             "estimator": self.estimator,
             "embedding": self.embedding,
+            "members": self.members,
         }
 
     @classmethod
@@ -56,11 +60,11 @@ class Model(NamedTuple):
         d = description
         observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
         reference = priors.restore(d["reference"], prior)
-        return cls(reference, d["informed"], observables, d["dtypes"], d["estimator"], d["embedding"])
+        return cls(reference, d["informed"], observables, d["dtypes"], d["estimator"], d["embedding"], d["members"])
 
 
 def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed: int) -> Conditional:
-    """An untrained network for `model`, with initial weights from `seed`."""
+    """An untrained network for a member of `model`, with initial weights from `seed`."""
     with lending(seed):
         summary = embeddings.Summary(scalers, embeddings.build(embedding, model.observables, len(model.reference)))
         chosen = options.restore("estimator", FAMILIES, model.estimator)
@@ -68,8 +72,17 @@ def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed
         return Conditional(summary, chosen.build(space, summary.features(model.observables)))
 
 
+def whole(model: Model, scalers: Mapping[str, nn.Module], embedding: Any) -> Conditional:
+    """The network of all members, untrained."""
+    return assembled([network(model, scalers, embedding, k) for k in range(model.members)], model.observables)
+
+
 def rebuilt(model: Model, network: Conditional) -> Conditional:
     """The weights of `network` behind the estimator's options of `model`, which must make the same weights."""
+    return assembled([_rebuilt(model, member) for member in apart(network)], model.observables)
+
+
+def _rebuilt(model: Model, network: Conditional) -> Conditional:
     summary = cast("embeddings.Summary", network.summary)
     chosen = options.restore("estimator", FAMILIES, model.estimator)
     with lending(0):  # initial weights, at once replaced

@@ -24,7 +24,7 @@ from sbi_dgm.distributions import Array
 from sbi_dgm.errors import ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
-from sbi_dgm.model import Model, device_named, network, rebuilt
+from sbi_dgm.model import Model, device_named, rebuilt, whole
 from sbi_dgm.options import describe, restore
 from sbi_dgm.priors import Prior
 from sbi_dgm.samples import Samples
@@ -315,9 +315,10 @@ def load(
     """
     header, tensors = artifact.read(path)
     model = Model.restore(header, prior)
-    dtypes = {name: tensors[f"summary.scalers.{i}.mean"].dtype for i, name in enumerate(model.observables)}
+    first = "summary." if model.members == 1 else "summary.parts.0."
+    dtypes = {name: tensors[f"{first}scalers.{i}.mean"].dtype for i, name in enumerate(model.observables)}
     scalers = {name: blank(observable).to(dtypes[name]) for name, observable in model.observables.items()}
-    conditional = network(model, scalers, embeddings.restore(model.embedding, embedding), seed=0)
+    conditional = whole(model, scalers, embeddings.restore(model.embedding, embedding))
     conditional.load_state_dict(tensors)
     return Posterior(model, conditional, header["record"]).to(device_named(device))
 

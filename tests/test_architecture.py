@@ -25,11 +25,11 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " data.observed shards executors campaign"
     ),
     (
-        "embeddings estimators.base estimators.flow estimators.continuous estimators.diffusion"
+        "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.diffusion"
         " estimators.flow_matching estimators.located"
     ),
     "samples artifact model posterior",
-    "checkpoints optimiser loop tensorboard preparation weights training",
+    "checkpoints optimiser loop tensorboard preparation weights job ensemble training",
     (
         "diagnostics.calibration diagnostics.c2st diagnostics.c2st_batched diagnostics.distances report"
         " benchmark.tasks benchmark.methods benchmark.scores benchmark.cells benchmark.suite benchmark.page"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sbi_dgm
-from sbi_dgm import training
+from sbi_dgm import job
 from sbi_dgm.distributions import Normal, Uniform
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.loop import Run, Training
@@ -56,8 +56,8 @@ def prepared_by(run: Callable[..., Posterior], *given, **options) -> Prepared:
     """What a call that fits once trains on."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        original = training.prepare
-        patch.setattr(training, "prepare", lambda *a, **k: found.append(original(*a, **k)) or found[0])
+        original = job.prepare
+        patch.setattr(job, "prepare", lambda *a, **k: found.append(original(*a, **k)) or found[0])
         run(*given, **options)
     return found[0]
 

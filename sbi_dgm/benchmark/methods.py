@@ -67,13 +67,14 @@ class Fitted:
         run = folder / f"{task.name}-{self.label}-{len(data)}-{seed}-{digest}"
         if not (run / "posterior.safetensors").exists():
             settings: dict[str, Any] = {"split": SPLIT, **self.settings}
-            fit(data, **settings, seed=seed, device=device, out=run, resume=True, progress=False)
+            fit(data, **settings, seed=seed, device=device, out=run, resume=True, workers=1, progress=False)
         return load(run / "posterior.safetensors", device=device, prior=task.prior)
 
 
 DESCRIBED: Mapping[str, Callable[[Any], Any]] = {
     "estimator": partial(options.describe, FAMILIES),
     "embedding": embeddings.describe,
+    "members": int,
 }
 
 

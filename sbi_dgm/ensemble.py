@@ -1,0 +1,134 @@
+"""Ensembles: members are runs of their own, in processes beside each other, and one posterior in the end.
+
+Each has its folder, `members/0` and so on, and goes on from there; what is finished is not trained again, so that a
+resumed ensemble may also have more members than before. A process for each core and one thread in each: networks
+of this size gain nothing from a second thread.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, as_completed
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sbi_dgm import job
+from sbi_dgm.errors import FileError, OptionError, TimeLimitError
+from sbi_dgm.estimators.ensemble import assembled
+from sbi_dgm.executors import Pool, require_picklable
+from sbi_dgm.files import write_json
+from sbi_dgm.job import Job
+from sbi_dgm.model import device_named
+from sbi_dgm.posterior import Posterior, load
+from sbi_dgm.seeds import sequence
+
+MEMBER = 9  # stream of members' seeds
+
+
+def train(whole: Job, members: int, workers: int | None = None) -> Posterior:
+    """Train the members that are missing, and put all together.
+
+    Args:
+        whole: the run; its seed is that of the first member.
+        members: K, at least 2.
+        workers: processes; 1 trains one after the other in this process. None: as many as cores, on a GPU 1.
+
+    Raises:
+        TimeLimitError: some members are not finished.
+
+    """
+    for name, value in {"members": members, "workers": 1 if workers is None else workers}.items():
+        if value < 1:
+            raise OptionError(f"{name} = {value}: at least 1 is needed.")
+    if whole.folder is not None:
+        return _train(whole, whole.folder, members, workers)
+    with TemporaryDirectory(prefix="sbi_dgm-members-") as folder:
+        return _train(whole, Path(folder), members, workers)
+
+
+def _train(whole: Job, folder: Path, members: int, workers: int | None) -> Posterior:
+    began, result = time.monotonic(), folder / "posterior.safetensors"
+    _refuse_finished(whole, folder, members)
+    jobs = [_member(whole, folder, k) for k in range(members)]
+    missing = [one for one in jobs if not job.finished(one)]
+    write_json(folder / "config.json", {"members": members, "seeds": [one.seed for one in jobs]})
+    late = _done(missing, _processes(whole, len(missing), workers), members, whole)
+    if late:
+        raise TimeLimitError(f"{members - late} of {members} members are trained: resume=True (--resume) goes on.")
+    posterior = _together(jobs, time.monotonic() - began)
+    if whole.folder is not None:
+        posterior.save(result, overwrite=True)
+    return posterior.to(device_named(whole.device))
+
+
+def _refuse_finished(whole: Job, folder: Path, members: int) -> None:
+    result, config = folder / "posterior.safetensors", folder / "config.json"
+    if whole.overwrite:
+        result.unlink(missing_ok=True)
+    more = whole.resume and config.exists() and json.loads(config.read_text()).get("members", members) < members
+    if result.exists() and not more:
+        raise FileError(f"{folder} holds a finished run: pass overwrite=True (--overwrite), or name another folder.")
+
+
+def _member(whole: Job, folder: Path, k: int) -> Job:
+    own = whole.seed if k == 0 else int(sequence(whole.seed, MEMBER, k).generate_state(1)[0])
+    return replace(whole, seed=own, folder=folder / "members" / str(k), progress=False)
+
+
+def _processes(whole: Job, missing: int, workers: int | None) -> int:
+    cores = 1 if device_named(whole.device).type != "cpu" else len(os.sched_getaffinity(0))
+    return min(missing, workers or cores)
+
+
+def _done(missing: list[Job], workers: int, members: int, whole: Job) -> int:
+    """Train them; how many the time did not suffice for."""
+    deadline, late = time.time() + whole.limit, 0
+    engine: AbstractContextManager[Executor | None] = Pool(workers) if workers > 1 else nullcontext()
+    with engine as pool, tqdm(desc="members", total=members, disable=not whole.progress) as bar:
+        bar.update(members - len(missing))
+        for ended in _outcomes(missing, pool, deadline):
+            late += not ended
+            bar.update(ended)
+    return late
+
+
+def _outcomes(missing: list[Job], pool: Executor | None, deadline: float) -> Iterator[bool]:
+    if pool is None:
+        return (_trained(one, deadline) for one in missing)
+    require_picklable(missing[0], "a noise model or an embedding")
+    tasks = [pool.submit(_alone, replace(one, beside=len(missing)), deadline) for one in missing]
+    return (task.result() for task in as_completed(tasks))
+
+
+def _alone(one: Job, deadline: float) -> bool:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    return _trained(one, deadline)
+
+
+def _trained(one: Job, deadline: float) -> bool:
+    """Whether the time sufficed; the posterior lies in the member's folder."""
+    try:
+        job.train(replace(one, limit=deadline - time.time()))
+    except TimeLimitError:
+        return False
+    return True
+
+
+def _together(jobs: list[Job], seconds: float) -> Posterior:
+    first, embedding = jobs[0], jobs[0].embedding
+    own = embedding if isinstance(embedding, torch.nn.Module) else None
+    members = [load(str(one.result), prior=first.data.prior, embedding=own) for one in jobs]
+    network = assembled([member.network for member in members], first.data.observables)
+    kept = ("seed", "best_validation_loss", "best_step", "steps", "seconds")
+    stated = [{"weight": 1 / len(jobs)} | {key: member.record[key] for key in kept} for member in members]
+    loss = float(np.mean([member.record["best_validation_loss"] for member in members]))
+    record = members[0].record | {"members": stated, "best_validation_loss": loss, "seconds": round(seconds, 1)}
+    return Posterior(members[0].model._replace(members=len(jobs)), network, record)

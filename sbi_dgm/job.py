@@ -1,0 +1,192 @@
+"""One training run from checked arguments: read, prepare, train, keep."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from sbi_dgm import embeddings, options
+from sbi_dgm.data.batches import Noise, named
+from sbi_dgm.data.reading import Reading
+from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.source import Source
+from sbi_dgm.data.splits import Split, SplitRule
+from sbi_dgm.embeddings import Embedding
+from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
+from sbi_dgm.estimators.base import FAMILIES, Family
+from sbi_dgm.files import write_json
+from sbi_dgm.loop import Run, Training
+from sbi_dgm.model import Model, device_named, network
+from sbi_dgm.posterior import Posterior
+from sbi_dgm.preparation import prepare
+from sbi_dgm.tensorboard import curves
+from sbi_dgm.weights import row_weights
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is asked for; the fields are the arguments of `fit`, and `beside`: runs that share the memory."""
+
+    data: Simulations
+    estimator: Family
+    embedding: Embedding | nn.Module
+    parameters: Sequence[str] | None
+    training: Training
+    split: SplitRule
+    reading: Reading
+    noise: Noise | None
+    rate: bool
+    device: str
+    seed: int
+    folder: Path | None
+    resume: bool
+    overwrite: bool
+    limit: float = math.inf
+    tensorboard: bool = False
+    progress: bool = True
+    beside: int = 1
+
+    @property
+    def result(self) -> Path | None:
+        """Where the posterior will be."""
+        return None if self.folder is None else self.folder / "posterior.safetensors"
+
+
+def train(job: Job) -> Posterior:
+    """Do it, or go on with it."""
+    data, folder, target = job.data, job.folder, device_named(job.device)
+    parts = data.split(job.split)
+    model = _model(job, parts.train)
+    source = Source(data, model.reference, theta=job.noise is not None)
+    size = source.bytes(len(parts.train) + len(parts.validation))
+    reading = _as_before(folder, job.resume and not job.overwrite, job.reading).resolved(job.beside * size, target)
+    config = _config(job, model, reading)
+    if folder is not None and not job.overwrite:
+        _refuse_other_run(folder, config, job.resume)
+    source.weight = _mean_one(row_weights(source, reading, rate=job.rate, seed=job.seed, device=target), parts)
+    ready = prepare(source, parts, reading, job.training, seed=job.seed, device=target, noise=job.noise)
+    model = model._replace(dtypes={name: dtype.str for name, dtype in ready.dtypes.items()})
+    untrained = network(model, ready.scalers, job.embedding, job.seed).to(target)
+    if folder is not None:
+        _claim(folder, config, job.overwrite)
+    if job.progress:
+        tqdm.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
+    run = Run(untrained, ready.batches, ready.held_out, job.training, job.seed, folder)
+    log = curves(run.at.step, folder) if job.tensorboard and folder is not None else None
+    run.train(job.progress, limit=job.limit, log=log)
+    record = config | _result(run, data, parts, source, len(ready.held_out))
+    posterior = Posterior(model, run.averaged, record)
+    if job.result is not None:
+        posterior.save(job.result, overwrite=True)
+    return posterior
+
+
+def finished(job: Job) -> bool:
+    """Whether its folder holds the very run, trained to the end."""
+    if job.folder is None or job.result is None or job.overwrite or not job.result.exists():
+        return False
+    config = _config(job, _model(job, job.data.split(job.split).train), job.reading)
+    _require_same(job.folder, {key: value for key, value in config.items() if key != "reading"})
+    return True
+
+
+def _model(job: Job, train: np.ndarray) -> Model:
+    data, names = job.data, list(job.parameters or job.data.names)
+    for name in names:
+        if name not in data.names:
+            raise OptionError(unknown("parameter", name, data.names))
+    reference, informed = data.reference(names, train)
+    dtypes = {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
+    described = options.describe(FAMILIES, job.estimator), embeddings.describe(job.embedding)
+    return Model(reference, informed, data.observables, dtypes, *described)
+
+
+def _config(job: Job, model: Model, reading: Reading) -> dict[str, Any]:
+    """What decides a run; a resumed run must have the same."""
+    data = job.data
+    return {
+        "data": {
+            "path": str(data.path or "memory"),
+            "layout": _layout(data),
+            "rows": len(data),
+            "fingerprint": data.fingerprint(),
+        },
+        "parameters": list(model.reference.names),
+        "estimator": model.estimator,
+        "embedding": model.embedding,
+        "training": job.training.model_dump(),
+        "split": job.split.model_dump(),
+        "seed": job.seed,
+        "versions": {name: version(name) for name in ("sbi_dgm", "torch", "nflows", "numpy")},
+        "reading": reading.model_dump(),
+        "noise": named(job.noise),
+        "rate": job.rate,
+    }
+
+
+def _layout(data: Simulations) -> dict[str, Any] | None:
+    return None if data.layout is None else data.layout.model_dump(mode="json")
+
+
+def _refuse_other_run(folder: Path, config: dict[str, Any], resume: bool) -> None:
+    if (folder / "posterior.safetensors").exists():
+        raise FileError(f"{folder} holds a finished run: pass overwrite=True (--overwrite), or name another folder.")
+    if not (folder / "config.json").exists():
+        return
+    if not resume:
+        raise FileError(f"{folder} holds an unfinished run: --resume (resume=True) goes on, --overwrite starts again.")
+    _require_same(folder, config)
+
+
+def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
+    """Make the run folder, empty where `overwrite` says so; all input has been checked by now."""
+    if overwrite:
+        for name in ("posterior.safetensors", "checkpoint", "history.csv", "config.json"):
+            (folder / name).unlink(missing_ok=True)
+    write_json(folder / "config.json", config)
+
+
+def _require_same(folder: Path, config: dict[str, Any]) -> None:
+    found = json.loads((folder / "config.json").read_text())
+    for key, value in config.items():
+        if key != "data" and found.get(key) != value:
+            raise TrainingError(f"{folder} was started with {key} = {found.get(key)}, not {value}: resume as it was.")
+    if found["data"]["fingerprint"] != config["data"]["fingerprint"]:
+        raise TrainingError(f"{folder} was started on other simulations ({found['data']['path']}): resume with those.")
+
+
+def _as_before(folder: Path | None, resume: bool, reading: Reading) -> Reading:
+    """A resumed run reads as it did, whatever is free today."""
+    if not resume or folder is None or reading.mode != "auto" or not (folder / "config.json").exists():
+        return reading
+    return Reading(**json.loads((folder / "config.json").read_text()).get("reading", {}))
+
+
+def _mean_one(weight: np.ndarray | None, parts: Split) -> np.ndarray | None:
+    """Weights with mean one over the training rows, and over the validation rows."""
+    if weight is None:
+        return None
+    weight = weight.astype(np.float64)
+    for part in (parts.train, parts.validation):
+        weight[part] /= weight[part].mean()
+    return weight
+
+
+def _result(run: Run, data: Simulations, parts: Split, source: Source, validated: int) -> dict[str, Any]:
+    return {
+        "best_validation_loss": run.at.best_loss,
+        "best_step": run.at.best_step,
+        "steps": run.at.step,
+        "seconds": round(run.at.seconds, 1),
+        "rows": {name: len(part) for name, part in vars(parts).items()} | {"validated": validated},
+        "rows_at_prior_edge": source.at_edge(parts.train) + source.at_edge(parts.validation),
+        "agreement": data.agreement().describe(),
+    }
