@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sbi_dgm.errors import TrainingError
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
+TINY = 1e-30  # its root is nothing beside epsilon; roots of denormal numbers take thirty times as long as others
 
 
 def flattened(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -78,7 +79,7 @@ class AdamW:
         gradient, (fast, slow) = self.gradient(), BETAS
         self.mean.lerp_(gradient, 1 - fast)
         self.square.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
-        size = self.square.sqrt().div_(math.sqrt(1 - slow**self.steps)).add_(EPSILON)
+        size = self.square.clamp(min=TINY).sqrt_().div_(math.sqrt(1 - slow**self.steps)).add_(EPSILON)
         self.weights.addcmul_(self.weights, self.decay, value=-rate)
         self.weights.addcdiv_(self.mean, size, value=-rate / (1 - fast**self.steps))
 

@@ -20,8 +20,7 @@ same path: the bin is found by comparison and taken by `gather`, and the tails b
 for the device and no gradient is NaN.
 
 Rows are the last axis: arithmetic runs along them, where an axis of a few bins would leave the processor idle (a
-softmax over ten neighbouring numbers takes 20 times as long as one over ten rows of numbers). The computation is in the
-unit square, x -> (x + b) / 2b, which leaves derivatives as they are.
+softmax over ten neighbouring numbers takes 20 times as long as one over ten rows of numbers).
 """
 
 import math
@@ -62,21 +61,11 @@ def inverse(y: Tensor, raw: Tensor, bound: float) -> tuple[Tensor, Tensor]:
         x and log|dx/dy|, both (..., N).
 
     """
-    outer, inside = _unit(y, bound)
-    at, _, _ = _find(inside, raw, axis=1)
+    inside = y.clamp(-bound, bound)
+    at, _, _, _ = _find(inside, raw, bound, axis=1)
     xi = _solve(inside - at.y, at).masked_fill(y >= bound, 1.0)  # the tail's slope is the last knot's, exactly
-    slope = _curve(xi, at).slope
-    return _box(at.x + xi * at.w + (outer - inside) / slope, bound), -slope.log()
-
-
-def _unit(values: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Values in units of the box, and those of them clamped to it."""
-    outer = (values + bound) * (0.5 / bound)
-    return outer, outer.clamp(0, 1)
-
-
-def _box(values: Tensor, bound: float) -> Tensor:
-    return values * (2 * bound) - bound
+    slope = _curve(xi, 1 - xi, at).slope
+    return at.x + xi * at.w + (y - inside) / slope, -slope.log()
 
 
 class _Bin(NamedTuple):
@@ -90,18 +79,23 @@ class _Bin(NamedTuple):
     d1: Tensor
 
 
-def _find(values: Tensor, raw: Tensor, axis: int) -> tuple[_Bin, Tensor, Tensor]:
-    """The bins of values along the `axis` x or y, the softmax behind all widths and heights, and (k, k + 1)."""
+def _find(values: Tensor, raw: Tensor, bound: float, axis: int) -> tuple[_Bin, Tensor, Tensor, Tensor]:
+    """The bins of values along the `axis` x or y.
+
+    Also the softmax behind all widths and heights (..., 2, K, N), k and k + 1 as (..., 2, N), and as many slopes.
+    """
     bins = raw.shape[-2] // 3
     shares = torch.softmax(raw[..., : 2 * bins, :].unflatten(-2, (2, bins)), dim=-2)
-    inner = (MIN_WIDTH + (1 - MIN_WIDTH * bins) * shares[..., :-1, :]).cumsum(-2)
-    edges = torch.cat([torch.zeros_like(inner[..., :1, :]), inner, torch.ones_like(inner[..., :1, :])], dim=-2)
+    sizes = (2 * bound * (1 - MIN_WIDTH * bins)) * shares[..., :-1, :] + 2 * bound * MIN_WIDTH
+    inner = sizes.cumsum(-2) - bound
+    end = torch.full_like(inner[..., :1, :], bound)
+    edges = torch.cat([-end, inner, end], dim=-2)
     k = (values.unsqueeze(-2) >= inner[..., axis, :, :]).sum(-2, keepdim=True)
     pair = torch.cat([k, k + 1], dim=-2)
     ends = edges.gather(-2, pair.unsqueeze(-3).expand(*edges.shape[:-2], 2, -1))
     low, size = ends[..., 0, :], ends[..., 1, :] - ends[..., 0, :]
     slopes = functional.softplus(raw[..., 2 * bins :, :].gather(-2, pair) + UNIT) + MIN_WIDTH
-    return _Bin(*low.unbind(-2), *size.unbind(-2), *slopes.unbind(-2)), shares, pair
+    return _Bin(*low.unbind(-2), *size.unbind(-2), *slopes.unbind(-2)), shares, pair, slopes
 
 
 class _Curve(NamedTuple):
@@ -118,9 +112,9 @@ class _Curve(NamedTuple):
     slope: Tensor
 
 
-def _curve(xi: Tensor, at: _Bin) -> _Curve:
-    """N / B of (4) as `ratio`, dy/dx of (5) as `slope`, B as `below` and S as `steep`."""
-    s, rest = at.h / at.w, 1 - xi
+def _curve(xi: Tensor, rest: Tensor, at: _Bin) -> _Curve:
+    """N / B of (4) as `ratio`, dy/dx of (5) as `slope`, B as `below` and S as `steep`; the rest is 1 - xi."""
+    s = at.h / at.w
     mixed, up, down = xi * rest, xi * xi, rest * rest
     bend = torch.sub(at.d0 + at.d1, s, alpha=2)
     below = torch.addcmul(s, bend, mixed)
@@ -140,7 +134,7 @@ def _solve(rise: Tensor, at: _Bin) -> Tensor:
     b = at.h * at.d0 - turn
     c = -s * rise
     xi = (2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())).clamp(0, 1).detach()
-    curve = _curve(xi, at)
+    curve = _curve(xi, 1 - xi, at)
     return (xi - (at.h * curve.ratio - rise) / (curve.slope * at.w)).clamp(0, 1)
 
 
@@ -161,57 +155,55 @@ class _Forward(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, raw: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-        outer, inside = _unit(x, bound)
-        at, shares, pair = _find(inside, raw, axis=0)
+        inside = x.clamp(-bound, bound)
+        at, shares, pair, slopes = _find(inside, raw, bound, axis=0)
         xi = (inside - at.x) / at.w
-        curve = _curve(xi, at)
-        tail = outer - inside
+        curve = _curve(xi, 1 - xi, at)
+        tail = x - inside
         y = torch.addcmul(torch.addcmul(at.y, at.h, curve.ratio), curve.slope, tail)
-        ctx.save_for_backward(tail, xi, shares, pair, *at, *curve)
+        ctx.save_for_backward(tail, xi, shares, pair, slopes, *at[2:], *curve)
         ctx.bound = bound
-        return _box(y, bound), curve.slope.log()
+        return y, curve.slope.log()
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor, None]:
         if torch.is_grad_enabled():
             raise NotImplementedError("a spline can be differentiated once: its gradient has no gradient.")
-        tail, xi, shares, pair, *rest = ctx.saved_tensors
-        at, curve = _Bin(*rest[:6]), _Curve(*rest[6:])
-        a = grad_y * (2 * ctx.bound)
+        tail, xi, shares, pair, slopes, w, h, d0, d1, *rest = ctx.saved_tensors
+        a, curve = grad_y, _Curve(*rest)
         c = torch.addcmul(grad_log, a * curve.slope, tail)
         twice = c + c
-        by_n = a / curve.below * at.h
+        by_n = a / curve.below * h
         by_b = torch.addcmul(twice / curve.below, by_n, curve.ratio).neg_()
         by_s = c / curve.steep
-        s = (by_n * curve.up).addcmul_(by_b, curve.up + curve.down).addcmul_(by_s, curve.mixed, value=2)
-        s = s.add_(twice / curve.s)
-        d0 = (by_n + by_b).mul_(curve.mixed).addcmul_(by_s, curve.down)
-        d1 = (by_b * curve.mixed).addcmul_(by_s, curve.up)
+        to_s = (by_n * curve.up).addcmul_(by_b, curve.up + curve.down).addcmul_(by_s, curve.mixed, value=2)
+        to_s = to_s.add_(twice / curve.s)
+        to_d0 = (by_n + by_b).mul_(curve.mixed).addcmul_(by_s, curve.down)
+        to_d1 = (by_b * curve.mixed).addcmul_(by_s, curve.up)
         turn = (by_s * curve.s - c * curve.bend / curve.below).mul_(curve.down - curve.up)
-        bent = turn.addcmul_(by_s, at.d1 * xi).addcmul_(by_s, at.d0 * (curve.down + curve.mixed), value=-1)
-        bent = bent.add_(bent).div_(at.w)
-        x0 = torch.addcmul(bent, a, curve.slope).neg_()
-        w, h = (x0 * xi).sub_(s * curve.s / at.w), torch.addcdiv(a * curve.ratio, s, at.w)
-        x = torch.addcmul(bent.masked_fill_(tail != 0, 0), a, curve.slope).mul_(0.5 / ctx.bound)
-        return x, _to_raw(shares, pair, (x0, a), (w, h), (d0, d1), at), None
+        bent = turn.addcmul_(by_s, d1 * xi).addcmul_(by_s, d0 * (curve.down + curve.mixed), value=-1)
+        bent = bent.add_(bent).div_(w)
+        to_low = torch.addcmul(bent, a, curve.slope).neg_()
+        to_w, to_h = (to_low * xi).sub_(to_s * curve.s / w), torch.addcdiv(a * curve.ratio, to_s, w)
+        to_x = torch.addcmul(bent.masked_fill_(tail != 0, 0), a, curve.slope)
+        ends = torch.stack([to_low, a], dim=-2), torch.stack([to_w, to_h], dim=-2), torch.stack([to_d0, to_d1], dim=-2)
+        return to_x, _to_raw(shares, pair, slopes, ctx.bound, *ends), None
 
 
-Pair = tuple[Tensor, Tensor]
+def _to_raw(
+    shares: Tensor, pair: Tensor, slopes: Tensor, bound: float, low: Tensor, size: Tensor, to_slopes: Tensor
+) -> Tensor:
+    """Gradients of the lower ends, sizes and slopes of bins, as one of unconstrained numbers (..., 3 K + 1, N).
 
-
-def _to_raw(shares: Tensor, pair: Tensor, low: Pair, size: Pair, slopes: Pair, at: _Bin) -> Tensor:
-    """Gradients of the lower ends, sizes and derivatives of bins, as one of unconstrained numbers (..., 3 K + 1, N).
-
-    A lower end is the sum of the shares before it; softmax turns g into p (g - sum p g), softplus multiplies by
+    A lower end is the sum of the sizes before it; softmax turns g into p (g - sum p g), softplus multiplies by
     1 - e^{-d}.
     """
     bins, k = shares.shape[-2], pair[..., :1, :]
     before = torch.arange(bins, device=k.device).unsqueeze(-1) < k
-    grad = before.unsqueeze(-3) * torch.stack(low, dim=-2).unsqueeze(-2)
-    index = k.unsqueeze(-3).expand(*grad.shape[:-2], 1, -1)
-    grad = grad.scatter_(-2, index, torch.stack(size, dim=-2).unsqueeze(-2)).mul_(shares).mul_(1 - MIN_WIDTH * bins)
-    grad = torch.addcmul(grad, shares, grad.sum(-2, keepdim=True), value=-1)
-    by_slope = torch.stack(slopes, dim=-2) * (1 - torch.exp(MIN_WIDTH - torch.stack([at.d0, at.d1], dim=-2)))
+    grad = before.unsqueeze(-3) * low.unsqueeze(-2)
+    grad.scatter_(-2, k.unsqueeze(-3).expand(*grad.shape[:-2], 1, -1), size.unsqueeze(-2))
+    grad.mul_(shares).mul_(2 * bound * (1 - MIN_WIDTH * bins))
     raw = grad.new_zeros(*pair.shape[:-2], 3 * bins + 1, pair.shape[-1])
-    raw[..., : 2 * bins, :] = grad.flatten(-3, -2)
-    return raw.scatter_(-2, pair + 2 * bins, by_slope)
+    by_share = raw[..., : 2 * bins, :].unflatten(-2, (2, bins))
+    torch.addcmul(grad, shares, grad.sum(-2, keepdim=True), value=-1, out=by_share)
+    return raw.scatter_(-2, pair + 2 * bins, torch.expm1(MIN_WIDTH - slopes).neg_().mul_(to_slopes))

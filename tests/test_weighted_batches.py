@@ -36,7 +36,7 @@ def caught(monkeypatch) -> list[Run]:
             super().__init__(*given)
             runs.append(self)
 
-    monkeypatch.setattr("sbi_dgm.training.Run", Kept)
+    monkeypatch.setattr("sbi_dgm.job.Run", Kept)
     return runs
 
 

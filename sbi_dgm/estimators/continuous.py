@@ -136,14 +136,12 @@ class Continuous(Estimator):
     ) -> tuple[Tensor, Tensor]:
         """ln p and an estimate of its numerical error, both of the shape of `log_prob`.
 
-        The solver's part is twice what a tenfold tolerance changes: more than what is left at the finer one, and
-        twice because the two may err alike by chance. Hutchinson's is the standard error over probes.
+        The solver's part is twice what a threefold or a tenfold tolerance changes, whichever is more: two solutions may
+        err alike by chance, three seldom do. Hutchinson's is the standard error over probes.
         """
-        signs = self._signs(z, generator)
-        fine, coarse = (
-            self._density(z, context, signs, t) for t in (self.options.tolerance, 10 * self.options.tolerance)
-        )
-        error = 2 * (fine.mean(-1) - coarse.mean(-1)).abs()
+        signs, tolerance = self._signs(z, generator), self.options.tolerance
+        fine, *coarse = (self._density(z, context, signs, factor * tolerance) for factor in (1, 3, 10))
+        error = 2 * torch.stack([(fine - other).mean(-1).abs() for other in coarse]).amax(0)
         if fine.shape[-1] > 1:
             error = error + fine.std(-1) / math.sqrt(fine.shape[-1])
         return fine.mean(-1), error
