@@ -57,6 +57,8 @@ class Training(Options):
             sharp posteriors would lose by it. Decoupled from the gradient (Loshchilov and Hutter 2019,
             arXiv:1711.05101).
         max_rounds: the rate falls after so many rounds at the latest.
+        compile: fuse the operations of a step by `torch.compile`, which needs a C++ compiler and half a minute first
+            (`docs/speed.md`: what it brings, and from how many steps on).
 
     """
 
@@ -70,6 +72,7 @@ class Training(Options):
     clip: float = Field(default=5.0, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     max_rounds: int = Field(default=2000, ge=1)
+    compile: bool = False
 
     def batch(self, rows: int) -> int:
         """Rows of a step, with `rows` to train on."""
@@ -111,6 +114,7 @@ class Run:
     ) -> None:
         self.network, self.averaged = network, copy.deepcopy(network).requires_grad_(False)
         self.batches, self.held_out, self.training, self.seed, self.folder = batches, held_out, training, seed, folder
+        self.losses = torch.compile(network) if training.compile else network
         decayed, free = (
             [p for p in part.parameters() if p.requires_grad] for part in (network.summary, network.estimator)
         )
@@ -200,7 +204,7 @@ class Run:
 
     def _step(self, generator: torch.Generator) -> torch.Tensor:
         batch = self.batches[self.at.step]
-        losses = self.network(batch.z, batch.x, progress=self._share(), generator=generator)
+        losses = self.losses(batch.z, batch.x, progress=self._share(), generator=generator)
         loss = (batch.weight * losses).mean()
         self.optimiser.clear()
         loss.backward()

@@ -167,7 +167,7 @@ class _Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_log: Tensor) -> tuple[Tensor, Tensor, None]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise NotImplementedError("a spline can be differentiated once: its gradient has no gradient.")
         tail, xi, shares, pair, slopes, w, h, d0, d1, *rest = ctx.saved_tensors
         a, curve = grad_y, _Curve(*rest)
@@ -204,6 +204,5 @@ def _to_raw(
     grad.scatter_(-2, k.unsqueeze(-3).expand(*grad.shape[:-2], 1, -1), size.unsqueeze(-2))
     grad.mul_(shares).mul_(2 * bound * (1 - MIN_WIDTH * bins))
     raw = grad.new_zeros(*pair.shape[:-2], 3 * bins + 1, pair.shape[-1])
-    by_share = raw[..., : 2 * bins, :].unflatten(-2, (2, bins))
-    torch.addcmul(grad, shares, grad.sum(-2, keepdim=True), value=-1, out=by_share)
+    raw[..., : 2 * bins, :] = torch.addcmul(grad, shares, grad.sum(-2, keepdim=True), value=-1).flatten(-3, -2)
     return raw.scatter_(-2, pair + 2 * bins, torch.expm1(MIN_WIDTH - slopes).neg_().mul_(to_slopes))

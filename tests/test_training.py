@@ -1,13 +1,14 @@
 """The training loop: its schedule, its seeds, its files, and losses that are no numbers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_toys import RUN_FILES, Own, check_same, fit, history, simulations
+from training_toys import RUN_FILES, Own, check_same, curve, fit, history, simulations
 
 import sbi_dgm
 from sbi_dgm.errors import TrainingError
@@ -150,3 +151,18 @@ def test_a_validation_loss_that_is_no_number_ends_in_a_sentence(monkeypatch):
     monkeypatch.setattr(Run, "validate", lambda self: float("nan"))
     with pytest.raises(TrainingError, match="validation loss is nan"):
         fit()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_compiled_steps_are_the_same_steps(tmp_path):
+    """Up to rounding: the losses of a hundred steps agree (dropout aside, which draws other numbers)."""
+    how = Training(batch_size=32, round=20, max_rounds=5, warmup=10, decay=0)
+    flow = Flow(transforms=2, hidden=8, blocks=1)
+    plain = fit(estimator=flow, embedding="auto", training=how, out=tmp_path / "plain")
+    fused = how.model_copy(update={"compile": True})
+    compiled = fit(estimator=flow, embedding="auto", training=fused, out=tmp_path / "compiled")
+    losses = [[float(row["loss"]) for row in curve(tmp_path / name)] for name in ("plain", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert losses[0][0] - losses[0][-1] > 0.1, "they learned"
+    assert compiled.record["best_validation_loss"] == pytest.approx(plain.record["best_validation_loss"], abs=1e-3)
