@@ -21,6 +21,7 @@ from timed.side import Side
 
 LIBRARIES = {  # name -> module of its side, its arguments, what a user imports
     "sbi_dgm": ("timed.ours", {"layout": "coupling"}, "from sbi_dgm import Flow, calibrate, fit, load, simulate"),
+    "sbi_dgm_compiled": ("timed.ours", {"layout": "coupling", "compiled": True}, None),
     "sbi_dgm_autoregressive": ("timed.ours", {"layout": "autoregressive"}, None),
     "sbi": ("timed.with_sbi", {}, "from sbi.inference import NPE"),
     "lampe": ("timed.with_lampe", {}, "from lampe.inference import NPE; from zuko.flows import NSF"),
