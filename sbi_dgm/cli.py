@@ -70,9 +70,10 @@ def _train(a: argparse.Namespace) -> None:
         tensorboard=a.tensorboard,
     )
     record = posterior.record
+    size = f", mean of {a.members} members" if a.members > 1 else f" at step {record['best_step']}"
     print(
         f"{a.out}/posterior.safetensors: {record['estimator']['name']}, best validation loss "
-        f"{record['best_validation_loss']:.3f} at step {record['best_step']}, {record['seconds']:.0f} s."
+        f"{record['best_validation_loss']:.3f}{size}, {record['seconds']:.0f} s."
     )
     if record["rows_at_prior_edge"]:
         print(f"{record['rows_at_prior_edge']} rows of theta lie on an edge of the prior.")

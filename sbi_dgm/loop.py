@@ -172,7 +172,7 @@ class Run:
         left = tqdm.format_interval(each * self._left())
         return (
             f"loss {loss:.3f}, validation {validation:.3f}, best {self.at.best_loss:.3f}, {self.at.phase}, "
-            f"{'' if self.at.phase == 'decay' else 'at least '}{left} left"
+            f"{'at least ' if self.at.phase == 'plateau' else ''}{left} left"
         )
 
     def _left(self) -> int:
