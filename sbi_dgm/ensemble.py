@@ -1,8 +1,8 @@
 """Ensembles: members are runs of their own, in processes beside each other, and one posterior in the end.
 
 Each has its folder, `members/0` and so on, and goes on from there; what is finished is not trained again, so that a
-resumed ensemble may also have more members than before. A process for each core and one thread in each: networks
-of this size gain nothing from a second thread.
+resumed ensemble may also have more members than before. A process for each core and one thread in each: members beside
+each other use the cores better than threads do within a small network.
 """
 
 import json
