@@ -76,7 +76,8 @@ def suite(given: str | None, chosen: Mapping[str, Any]) -> Suite:
 
     Args:
         given: "quick", "standard", "full", or a TOML file with the fields of `Suite`; a table `[methods.NAME]` there
-            holds settings as a run's file does, and NAME may stand among the estimators. None for `chosen` alone.
+            holds settings as a run's file does, and `members` of an ensemble; NAME may stand among the estimators.
+            None for `chosen` alone.
         chosen: fields over those; None where not said.
 
     >>> suite("quick", {"seeds": "3"}).seeds
@@ -102,11 +103,16 @@ def _suite_text(given: str) -> str:
 
 
 def _method(name: str, table: Mapping[str, Any]) -> Fitted:
-    for key in table:
+    tables = {key: value for key, value in table.items() if key != "members"}
+    for key in tables:
         if key not in METHOD:
-            raise OptionError(f"[methods.{name}]: {unknown('table', key, METHOD)}")
-    made = _run(_tables(table, f"[methods.{name}]"))
-    return Fitted(name, {key: made[key] for key in ("estimator", *table)})
+            raise OptionError(f"[methods.{name}]: {unknown('table', key, (*METHOD, 'members'))}")
+    made = _run(_tables(tables, f"[methods.{name}]"))
+    settings = {key: made[key] for key in ("estimator", *tables)}
+    members = table.get("members", 1)
+    if not isinstance(members, int) or members < 1:
+        raise OptionError(f"[methods.{name}]: members = {members!r}: give a whole number from 1 on.")
+    return Fitted(name, settings if members == 1 else settings | {"members": members})
 
 
 def of_use(words: Sequence[str]) -> dict[str, Any]:

@@ -304,15 +304,20 @@ def test_suites_from_names_files_and_words(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
         'tasks = ["slcp"]\nestimators = ["flow", "wide"]\n'
+        "[methods.wide]\nmembers = 4\n"
         '[methods.wide.estimator]\nname = "flow"\nhidden = 32\n[methods.wide.training]\nbatch_size = 64\n'
     )
     chosen = suite(str(path), {"budgets": "100,200", "draws": None})
     wide = next(cell.method for cell in chosen.cells() if cell.method.label == "wide")
     assert wide.describe()["estimator"]["options"]["hidden"] == 32
     assert wide.describe()["training"]["batch_size"] == 64
+    assert wide.describe()["members"] == 4
     assert len(chosen.cells()) == 4
     path.write_text('tasks = ["slcp"]\n[methods.wide.trainig]\nx = 1\n')
     with pytest.raises(OptionError, match="did you mean 'training'"):
+        suite(str(path), {})
+    path.write_text('tasks = ["slcp"]\n[methods.many]\nmembers = 0\n')
+    with pytest.raises(OptionError, match="from 1 on"):
         suite(str(path), {})
 
 
