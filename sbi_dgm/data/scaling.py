@@ -8,6 +8,7 @@ An entry with one value only has that value as its mean, so that it comes out as
 
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,10 +42,16 @@ class Standardise(nn.Module):
         for name, fill in (("mean", 0.0), ("sd", 1.0), ("median", 0.0), ("width", 1.0)):
             self.register_buffer(name, torch.full(shape, fill))
         self.register_buffer("heavy", torch.zeros(shape, dtype=torch.bool))
+        self.tails = False
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        """Read here, once, whether any entry is heavy: in `forward`, each step would wait for its device."""
+        super()._load_from_state_dict(*given)
+        self.tails = bool(self.heavy.any())
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        if self.heavy.any():
+        if self.tails:
             x = torch.where(self.heavy, torch.asinh((x - self.median) / self.width), x)
         return ((x - self.mean) / self.sd).float()
 
@@ -136,9 +143,9 @@ class Statistics:
             )
         sd = np.where(constant, np.maximum(1.0, rounding), sd)
         numbers = {"mean": mean, "sd": sd, "median": median, "width": width, "heavy": heavy}
-        for name, value in numbers.items():
-            setattr(scaler, name, torch.as_tensor(value))
-        return scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
+        scaler = scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
+        scaler.load_state_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
+        return scaler
 
 
 def scalers(
