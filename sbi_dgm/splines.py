@@ -139,7 +139,7 @@ def _solve(rise: Tensor, at: _Bin) -> Tensor:
 
 
 class _Forward(Function):
-    r"""`forward` and its derivative, in a third of the operations that automatic differentiation takes.
+    r"""`forward` and its derivative, in fewer operations than automatic differentiation takes.
 
     With :math:`\ell = \ln dy/dx = 2 \ln s - 2 \ln B + \ln S`, y = y_k + h N / B + e^\ell t for a distance t beyond the
     box, and a and c what the loss feels of y and of \ell (c with the part that goes through t), the differentials
