@@ -55,7 +55,7 @@ def train(whole: Job, members: int, workers: int | None = None) -> Posterior:
 
 def _train(whole: Job, folder: Path, members: int, workers: int | None) -> Posterior:
     began, result = time.monotonic(), folder / "posterior.safetensors"
-    _refuse_finished(whole, folder, members)
+    _refuse_others(whole, folder, members)
     jobs = [_member(whole, folder, k) for k in range(members)]
     missing = [one for one in jobs if not job.finished(one)]
     write_json(folder / "config.json", {"members": members, "seeds": [one.seed for one in jobs]})
@@ -68,12 +68,18 @@ def _train(whole: Job, folder: Path, members: int, workers: int | None) -> Poste
     return posterior.to(device_named(whole.device))
 
 
-def _refuse_finished(whole: Job, folder: Path, members: int) -> None:
+def _refuse_others(whole: Job, folder: Path, members: int) -> None:
+    """`FileError` where the folder holds something else than a smaller or unfinished ensemble."""
     result, config = folder / "posterior.safetensors", folder / "config.json"
     if whole.overwrite:
         result.unlink(missing_ok=True)
-    more = whole.resume and config.exists() and json.loads(config.read_text()).get("members", members) < members
-    if result.exists() and not more:
+        return
+    before = json.loads(config.read_text()).get("members") if config.exists() else 0
+    if before is None:
+        raise FileError(
+            f"{folder} holds a run of one network: pass overwrite=True (--overwrite), or name another folder."
+        )
+    if result.exists() and not (whole.resume and before < members):
         raise FileError(f"{folder} holds a finished run: pass overwrite=True (--overwrite), or name another folder.")
 
 
@@ -83,8 +89,12 @@ def _member(whole: Job, folder: Path, k: int) -> Job:
 
 
 def _processes(whole: Job, missing: int, workers: int | None) -> int:
-    cores = 1 if device_named(whole.device).type != "cpu" else len(os.sched_getaffinity(0))
-    return min(missing, workers or cores)
+    return min(missing, workers or (_cores() if device_named(whole.device).type == "cpu" else 1))
+
+
+def _cores() -> int:
+    """Of this process where the system tells, else of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _done(missing: list[Job], workers: int, members: int, whole: Job) -> int:
@@ -93,7 +103,7 @@ def _done(missing: list[Job], workers: int, members: int, whole: Job) -> int:
     engine: AbstractContextManager[Executor | None] = Pool(workers) if workers > 1 else nullcontext()
     with engine as pool, tqdm(desc="members", total=members, disable=not whole.progress) as bar:
         bar.update(members - len(missing))
-        for ended in _outcomes(missing, pool, deadline):
+        for ended in _outcomes([replace(one, beside=workers) for one in missing], pool, deadline):
             late += not ended
             bar.update(ended)
     return late
@@ -103,7 +113,7 @@ def _outcomes(missing: list[Job], pool: Executor | None, deadline: float) -> Ite
     if pool is None:
         return (_trained(one, deadline) for one in missing)
     require_picklable(missing[0], "a noise model or an embedding")
-    tasks = [pool.submit(_alone, replace(one, beside=len(missing)), deadline) for one in missing]
+    tasks = [pool.submit(_alone, one, deadline) for one in missing]
     return (task.result() for task in as_completed(tasks))
 
 

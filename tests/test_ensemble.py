@@ -78,6 +78,16 @@ def test_finished_members_of_another_run_are_refused(tmp_path):
         fit(out=tmp_path / "run", resume=True, estimator=Flow(transforms=1, hidden=8, blocks=1))
 
 
+def test_a_run_of_one_network_is_not_taken_for_an_ensemble(tmp_path):
+    fit(out=tmp_path / "run", members=1)
+    (tmp_path / "run" / "posterior.safetensors").unlink()
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(FileError, match="one network"):
+            fit(out=tmp_path / "run", resume=resume)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
 def test_what_cannot_go_to_a_process_is_named(tmp_path):
     with pytest.raises(OptionError, match="workers=1"):
         fit(noise=lambda x, theta, generator: x, workers=2)
