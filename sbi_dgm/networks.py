@@ -146,9 +146,9 @@ class _Steered(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """Residual MLP of inputs z and a context, whose outputs stand rows last, as `sbi_dgm.splines` takes them.
+    """Residual MLP of inputs z and a context, whose rows stand last, as `sbi_dgm.splines` takes them.
 
-    h_0 = W z + V c + b, h_{k+1} = h_k + B_k a(A_k a(h_k)), y = U a(h_K): z (N, inputs) and context (B, C) -> (groups,
+    h_0 = W z + V c + b, h_{k+1} = h_k + B_k a(A_k a(h_k)), y = U a(h_K): z (inputs, N) and context (B, C) -> (groups,
     outputs, N). N is a multiple of B: as many rows behind each other for every context, so that V c is computed once.
     The output starts at zero.
 
@@ -173,7 +173,7 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.first, self.last, self.groups = first, last, groups
-        self.beside = _linear(context, first.out_features)
+        self.beside = _any_linear(context, first.out_features)
         self.blocks = nn.ModuleList(_Block(a, b, dropout) for a, b in zip(inner[::2], inner[1::2], strict=True))
         reach = 1 / math.sqrt(max(1, first.in_features + context))  # as for one layer that sees both
         for weight in (first.weight, *self.beside.parameters()):
@@ -182,21 +182,20 @@ class Conditioner(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        h = _beside(self.first(z), self.beside(context))
+        h = torch.addmm(self.steer(context, z.shape[1]), live(self.first), z)
         for block in self.blocks:
             h = block(h)
-        y = torch.addmm(self.last.bias.unsqueeze(-1), live(self.last), functional.silu(h).T)
-        return y.unflatten(0, (self.groups, -1))
+        return _apply(self.last, functional.silu(h)).unflatten(0, (self.groups, -1))
 
-
-def _beside(h: Tensor, steering: Tensor) -> Tensor:
-    """Add what each context says, (B, H), to its rows of h, (N, H)."""
-    if len(h) == len(steering):
-        return h + steering
-    return (h.unflatten(0, (len(steering), len(h) // len(steering))) + steering.unsqueeze(1)).flatten(0, 1)
+    def steer(self, context: Tensor, n: int) -> Tensor:
+        """What the contexts (B, C) say to their rows: V c + b, (H, n)."""
+        steering = _apply(self.beside, context.T)
+        return steering if n == len(context) else steering.repeat_interleave(n // len(context), dim=1)
 
 
 class _Block(nn.Module):
+    """One residual block, rows last."""
+
     inner: nn.Linear
     outer: nn.Linear
 
@@ -205,13 +204,26 @@ class _Block(nn.Module):
         self.inner, self.outer, self.dropout = inner, outer, nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.outer(self.dropout(functional.silu(self.inner(functional.silu(h)))))
+        inner = functional.silu(_apply(self.inner, functional.silu(h)))
+        return h + _apply(self.outer, self.dropout(inner))
+
+
+def _any_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear layer, also of no inputs, of which torch's own warns."""
+    layer = nn.Linear(max(inputs, 1), outputs, bias)
+    layer.weight, layer.in_features = nn.Parameter(layer.weight.detach()[:, :inputs].clone()), inputs
+    return layer
+
+
+def _apply(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A layer on rows that stand last: (inputs, N) -> (outputs, N)."""
+    return torch.addmm(layer.bias.unsqueeze(-1), live(layer), x)
 
 
 class JointMLP(Conditioner):
     """A conditioner whose every output sees every input.
 
-    >>> JointMLP(2, 3, groups=4, outputs=5)(torch.ones(6, 2), torch.ones(6, 3)).shape
+    >>> JointMLP(2, 3, groups=4, outputs=5)(torch.ones(2, 6), torch.ones(6, 3)).shape
     torch.Size([4, 5, 6])
     """
 
@@ -226,9 +238,7 @@ class JointMLP(Conditioner):
         blocks: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        first = nn.Linear(max(inputs, 1), hidden, bias=False)
-        first.weight = nn.Parameter(first.weight.detach()[:, :inputs].clone())  # without inputs, of no columns
-        inner = [nn.Linear(hidden, hidden) for _ in range(2 * blocks)]
+        first, inner = _any_linear(inputs, hidden, bias=False), [nn.Linear(hidden, hidden) for _ in range(2 * blocks)]
         super().__init__(first, inner, nn.Linear(hidden, groups * outputs), context, groups, dropout)
 
 
@@ -267,12 +277,12 @@ class MaskedMLP(Conditioner):
 
     @torch.no_grad()
     def solve(self, n: int, context: Tensor, solve: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Inputs z (n, D) that follow from their own outputs: `solve` makes z_i (n,) of i and group i (outputs, n).
+        """Inputs z (D, n) that follow from their own outputs: `solve` makes z_i (n,) of i and group i (outputs, n).
 
         A unit of degree m sees z_{<m+1} and units up to m, so that units of rising degree are computed once each: all
         inputs cost one pass, not D. Without dropout and gradients.
         """
-        steering = self.beside(context).T.repeat_interleave(n // max(1, len(context)), dim=1)
+        steering = self.steer(context, n)
         last, bias = (part.unflatten(0, (self.groups, -1)) for part in (self.last.weight, self.last.bias.unsqueeze(-1)))
         z, blocks = context.new_empty(self.groups, n), cast("Sequence[_Block]", self.blocks)
         active = [torch.empty_like(steering) for _ in range(1 + 2 * len(self.blocks))]
@@ -284,7 +294,7 @@ class MaskedMLP(Conditioner):
                 h = h + _part(block.outer, start, end, inner)
                 outer[start:end] = functional.silu(h)
             z[m] = solve(m, torch.addmm(bias[m], last[m, :, :end], active[-1][:end]))
-        return z.T
+        return z
 
 
 def _part(layer: nn.Linear, start: int, end: int, seen: Tensor) -> Tensor:
@@ -293,16 +303,13 @@ def _part(layer: nn.Linear, start: int, end: int, seen: Tensor) -> Tensor:
 
 
 class Masked(nn.Linear):
-    """A linear layer whose weights exist only where the mask (outputs, inputs) is true."""
+    """The weights of a linear layer, of which only those exist where the mask (outputs, inputs) is true: see `live`."""
 
     mask: Tensor
 
     def __init__(self, mask: Tensor, bias: bool = True) -> None:
         super().__init__(mask.shape[1], mask.shape[0], bias)
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, live(self), self.bias)
 
 
 def live(layer: nn.Linear) -> Tensor:

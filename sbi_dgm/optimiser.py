@@ -35,9 +35,15 @@ def flattened(parameters: Iterable[nn.Parameter]) -> Tensor:
             f"the network mixes weights of {sorted(map(str, kinds))}: give the embedding .float() weights."
         )
     vector = torch.cat([p.detach().reshape(-1) for p in kept])
-    for p, part in zip(kept, vector.split([p.numel() for p in kept]), strict=True):
-        p.data = part.view_as(p)
+    for p, part in zip(kept, _parts(vector, kept), strict=True):
+        p.data = part
     return vector
+
+
+def _parts(vector: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Views of a vector, one after another of the shapes of parameters."""
+    parts = vector.split([p.numel() for p in parameters])
+    return [part.view_as(p) for p, part in zip(parameters, parts, strict=True)]
 
 
 class AdamW:
@@ -54,8 +60,11 @@ class AdamW:
     def __init__(
         self, decayed: Sequence[nn.Parameter], free: Sequence[nn.Parameter], *, decay: float, clip: float
     ) -> None:
-        self.parameters, self.clip = [*decayed, *free], clip
-        self.weights = flattened(self.parameters)
+        parameters, self.clip = [*decayed, *free], clip
+        self.weights = flattened(parameters)
+        self.gradient = torch.zeros_like(self.weights)  # what `backward` adds to, part by part
+        for p, part in zip(parameters, _parts(self.gradient, parameters), strict=True):
+            p.grad = part
         self.decay = torch.full_like(self.weights, decay)
         self.decay[sum(p.numel() for p in decayed) :] = 0
         self.mean, self.square = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
@@ -63,20 +72,14 @@ class AdamW:
 
     def clear(self) -> None:
         """Forget the gradient."""
-        for p in self.parameters:
-            p.grad = None
-
-    def gradient(self) -> Tensor:
-        """That of the last `backward`, clipped; parameters without one count as zeros."""
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        vector = torch.cat([part.reshape(-1) for part in parts])
-        return vector.mul_((self.clip / (vector.norm() + 1e-6)).clamp(max=1))
+        self.gradient.zero_()
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Move the weights along the gradient."""
         self.steps, self.rate = self.steps + 1, rate
-        gradient, (fast, slow) = self.gradient(), BETAS
+        fast, slow = BETAS
+        gradient = self.gradient * (self.clip / (self.gradient.norm() + 1e-6)).clamp(max=1)
         self.mean.lerp_(gradient, 1 - fast)
         self.square.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
         size = self.square.clamp(min=TINY).sqrt_().div_(math.sqrt(1 - slow**self.steps)).add_(EPSILON)

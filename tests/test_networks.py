@@ -21,7 +21,7 @@ def shaken(features, context, outputs):
 def influence(net, features, context):
     """Which output group depends on which input (features, features), and on which context (features, context)."""
     z, c = torch.linspace(-1, 1, features, dtype=torch.float64), torch.linspace(0.5, 2, context, dtype=torch.float64)
-    by_z, by_c = torch.autograd.functional.jacobian(lambda z, c: net(z[None], c[None])[..., 0], (z, c))
+    by_z, by_c = torch.autograd.functional.jacobian(lambda z, c: net(z[:, None], c[None])[..., 0], (z, c))
     return by_z.abs().amax(1), by_c.abs().amax(1)
 
 
@@ -64,10 +64,10 @@ def test_a_wrong_mask_is_noticed(spoil):
 def test_the_masked_network_starts_at_zero_and_its_groups_do_not_mix():
     with lending(0):
         net = MaskedMLP(3, 2, 4)
-    assert (net(torch.ones(7, 3), torch.ones(7, 2)) == 0).all()
+    assert (net(torch.ones(3, 7), torch.ones(7, 2)) == 0).all()
     net = shaken(2, 1, 3)
-    z, c = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double(), torch.ones(5, 1).double()
-    changed = net(z + torch.tensor([0.0, 1.0]), c) - net(z, c)
+    z, c = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).double(), torch.ones(5, 1).double()
+    changed = net(z + torch.tensor([[0.0], [1.0]]), c) - net(z, c)
     assert changed.shape == (2, 3, 5)
     assert (changed == 0).all()
 
@@ -78,11 +78,11 @@ def test_inputs_that_follow_from_their_outputs_solve_the_same_equations(features
     """z_i = sum of group i + a known number: found one after another, they are a fixed point of the whole network."""
     net = shaken(features, context, outputs)
     c = torch.linspace(-1, 1, 4 * context, dtype=torch.float64).reshape(4, context)
-    known = torch.linspace(-1, 1, 4 * each * features, dtype=torch.float64).reshape(4 * each, features)
-    z = net.solve(4 * each, c, lambda i, raw: known[:, i] + torch.tanh(raw.sum(0)))
-    torch.testing.assert_close(z, known + torch.tanh(net(z, c).sum(1)).T, rtol=0, atol=1e-12)
-    wrong = z.roll(1, 0)
-    assert not torch.allclose(wrong, known + torch.tanh(net(wrong, c).sum(1)).T, atol=1e-3)
+    known = torch.linspace(-1, 1, 4 * each * features, dtype=torch.float64).reshape(features, 4 * each)
+    z = net.solve(4 * each, c, lambda i, raw: known[i] + torch.tanh(raw.sum(0)))
+    torch.testing.assert_close(z, known + torch.tanh(net(z, c).sum(1)), rtol=0, atol=1e-12)
+    wrong = z.roll(1, 1)
+    assert not torch.allclose(wrong, known + torch.tanh(net(wrong, c).sum(1)), atol=1e-3)
 
 
 @pytest.mark.parametrize(("make", "inputs", "context"), [(JointMLP, 2, 3), (JointMLP, 0, 3), (JointMLP, 2, 0)])
@@ -92,7 +92,7 @@ def test_rows_behind_each_other_share_their_context(make, inputs, context):
         for p in net.parameters():
             torch.nn.init.normal_(p)
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(6, inputs, generator=generator, dtype=torch.float64)
+    z = torch.randn(inputs, 6, generator=generator, dtype=torch.float64)
     c = torch.randn(3, context, generator=generator, dtype=torch.float64)
     repeated = net(z, c.repeat_interleave(2, 0))
     assert repeated.shape == (4, 5, 6)

@@ -89,7 +89,7 @@ class FlowEstimator(Estimator):
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
-        u, log_det = self.transform(z, context)
+        u, log_det = self.transform(_rows_last(z), context)
         return -_log_normal(u) - log_det
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
@@ -104,8 +104,13 @@ class FlowEstimator(Estimator):
         return z.unflatten(0, shape[:2]), log_prob.unflatten(0, shape[:2])
 
     def _inverse(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.transform.inverse(u, context)  # pyright: ignore[reportGeneralTypeIssues]
+        z, log_det = self.transform.inverse(_rows_last(u), context)  # pyright: ignore[reportGeneralTypeIssues]
         return z, _log_normal(u) - log_det
+
+
+def _rows_last(z: Tensor) -> Tensor:
+    """The same (N, D), with rows last in memory: layers work on its transpose, and pass it on so."""
+    return z.T.contiguous().T
 
 
 PIECE = 4096  # rows that pass together: their numbers stay in a processor's cache
@@ -175,15 +180,15 @@ class Coupling(Transform):
         self.net = JointMLP(self.halves[0], context, self.halves[1], self.map.size, **options.shape)
 
     def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self._moved(self.map.forward, inputs, context)
+        return self._moved(self.map.forward, inputs.T, context)
 
     def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        return self._moved(self.map.inverse, inputs, context)
+        return self._moved(self.map.inverse, inputs.T, context)
 
     def _moved(self, move: Move, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        fixed, moving = z.split(self.halves, dim=1)
-        moved, log_slope = move(moving.T, self.net(fixed, context))
-        return torch.cat([fixed, moved.T], dim=1), log_slope.sum(0)
+        fixed, moving = z.split(self.halves)
+        moved, log_slope = move(moving, self.net(fixed, context))
+        return torch.cat([fixed, moved]).T, log_slope.sum(0)
 
 
 class Autoregressive(Transform):
@@ -195,18 +200,18 @@ class Autoregressive(Transform):
         self.net = MaskedMLP(features, context, self.map.size, **options.shape)
 
     def forward(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.map.forward(inputs.T, self.net(inputs, context))
+        y, log_slope = self.map.forward(inputs.T, self.net(inputs.T, context))
         return y.T, log_slope.sum(0)
 
     def inverse(self, inputs: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = inputs.new_zeros(len(inputs))
+        y, log_det = inputs.T, inputs.new_zeros(len(inputs))
 
         def solve(i: int, raw: Tensor) -> Tensor:
-            x, log_slope = self.map.inverse(inputs[:, i], raw)
+            x, log_slope = self.map.inverse(y[i], raw)
             log_det.add_(log_slope)
             return x
 
-        return self.net.solve(len(inputs), context, solve), log_det
+        return self.net.solve(len(inputs), context, solve).T, log_det
 
 
 class Mix(Transform):
@@ -218,14 +223,20 @@ class Mix(Transform):
         self.log_diagonal = nn.Parameter(torch.zeros(features))
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        half = torch.addcmul(inputs @ self.weight.triu(1).T, inputs, self.log_diagonal.exp())
-        return torch.addmm(half, half, self.weight.tril(-1).T).flip(-1), self.log_diagonal.sum().expand(len(inputs))
+        lower, upper = self._factors()
+        half = upper @ inputs.T
+        u = torch.addmm(half, lower, half).flip(0)
+        return u.T, self.log_diagonal.sum().expand(len(inputs))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        upper = self.weight.triu(1) + self.log_diagonal.exp().diag()
-        half = torch.linalg.solve_triangular(self.weight.tril(-1), inputs.flip(-1).T, upper=False, unitriangular=True)
+        lower, upper = self._factors()
+        half = torch.linalg.solve_triangular(lower, inputs.T.flip(0), upper=False, unitriangular=True)
         z = torch.linalg.solve_triangular(upper, half, upper=True)
         return z.T, -self.log_diagonal.sum().expand(len(inputs))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """L without its ones, and U."""
+        return self.weight.tril(-1), self.weight.triu(1) + self.log_diagonal.exp().diag()
 
 
 MAPS: dict[str, type[Affine] | type[Spline]] = {"affine": Affine, "spline": Spline}
