@@ -145,6 +145,36 @@ class _Steered(nn.Module):
         return h + self.outer(self.dropout(inner))
 
 
+class Columns(nn.Module):
+    """A linear layer y = W x + b for rows that stand last: x (inputs, N) -> y (outputs, N). No inputs are allowed."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__()
+        reach = 1 / math.sqrt(max(1, inputs))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-reach, reach))
+        self.bias = nn.Parameter(torch.empty(outputs, 1).uniform_(-reach, reach)) if bias else None
+
+    def live(self) -> Tensor:
+        """The weights that exist."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.live() @ x if self.bias is None else torch.addmm(self.bias, self.live(), x)
+
+
+class Masked(Columns):
+    """One whose weights exist only where the mask (outputs, inputs) is true."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, *, bias: bool = True) -> None:
+        super().__init__(mask.shape[1], mask.shape[0], bias=bias)
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+
+    def live(self) -> Tensor:
+        return self.weight * self.mask
+
+
 class Conditioner(nn.Module):
     """Residual MLP of inputs z and a context, whose rows stand last, as `sbi_dgm.splines` takes them.
 
@@ -164,60 +194,47 @@ class Conditioner(nn.Module):
 
     def __init__(
         self,
-        first: nn.Linear,
-        inner: Sequence[nn.Linear],
-        last: nn.Linear,
+        first: Columns,
+        inner: Sequence[Columns],
+        last: Columns,
         context: int,
         groups: int,
         dropout: float,
     ) -> None:
         super().__init__()
         self.first, self.last, self.groups = first, last, groups
-        self.beside = _any_linear(context, first.out_features)
+        self.beside = Columns(context, len(first.weight))
         self.blocks = nn.ModuleList(_Block(a, b, dropout) for a, b in zip(inner[::2], inner[1::2], strict=True))
-        reach = 1 / math.sqrt(max(1, first.in_features + context))  # as for one layer that sees both
+        reach = 1 / math.sqrt(max(1, first.weight.shape[1] + context))  # as for one layer that sees both
         for weight in (first.weight, *self.beside.parameters()):
             nn.init.uniform_(weight, -reach, reach)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for weight in last.parameters():
+            nn.init.zeros_(weight)
 
     def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        h = torch.addmm(self.steer(context, z.shape[1]), live(self.first), z)
+        h = torch.addmm(self.steer(context, z.shape[1]), self.first.live(), z)
         for block in self.blocks:
             h = block(h)
-        return _apply(self.last, functional.silu(h)).unflatten(0, (self.groups, -1))
+        return self.last(functional.silu(h)).unflatten(0, (self.groups, -1))
 
     def steer(self, context: Tensor, n: int) -> Tensor:
         """What the contexts (B, C) say to their rows: V c + b, (H, n)."""
-        steering = _apply(self.beside, context.T)
+        steering = self.beside(context.T)
         return steering if n == len(context) else steering.repeat_interleave(n // len(context), dim=1)
 
 
 class _Block(nn.Module):
     """One residual block, rows last."""
 
-    inner: nn.Linear
-    outer: nn.Linear
+    inner: Columns
+    outer: Columns
 
-    def __init__(self, inner: nn.Linear, outer: nn.Linear, dropout: float) -> None:
+    def __init__(self, inner: Columns, outer: Columns, dropout: float) -> None:
         super().__init__()
         self.inner, self.outer, self.dropout = inner, outer, nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        inner = functional.silu(_apply(self.inner, functional.silu(h)))
-        return h + _apply(self.outer, self.dropout(inner))
-
-
-def _any_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A linear layer, also of no inputs, of which torch's own warns."""
-    layer = nn.Linear(max(inputs, 1), outputs, bias)
-    layer.weight, layer.in_features = nn.Parameter(layer.weight.detach()[:, :inputs].clone()), inputs
-    return layer
-
-
-def _apply(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A layer on rows that stand last: (inputs, N) -> (outputs, N)."""
-    return torch.addmm(layer.bias.unsqueeze(-1), live(layer), x)
+        return h + self.outer(self.dropout(functional.silu(self.inner(functional.silu(h)))))
 
 
 class JointMLP(Conditioner):
@@ -238,8 +255,8 @@ class JointMLP(Conditioner):
         blocks: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        first, inner = _any_linear(inputs, hidden, bias=False), [nn.Linear(hidden, hidden) for _ in range(2 * blocks)]
-        super().__init__(first, inner, nn.Linear(hidden, groups * outputs), context, groups, dropout)
+        first, inner = Columns(inputs, hidden, bias=False), [Columns(hidden, hidden) for _ in range(2 * blocks)]
+        super().__init__(first, inner, Columns(hidden, groups * outputs), context, groups, dropout)
 
 
 class MaskedMLP(Conditioner):
@@ -283,7 +300,7 @@ class MaskedMLP(Conditioner):
         inputs cost one pass, not D. Without dropout and gradients.
         """
         steering = self.steer(context, n)
-        last, bias = (part.unflatten(0, (self.groups, -1)) for part in (self.last.weight, self.last.bias.unsqueeze(-1)))
+        last, bias = (part.unflatten(0, (self.groups, -1)) for part in self.last.parameters())
         z, blocks = context.new_empty(self.groups, n), cast("Sequence[_Block]", self.blocks)
         active = [torch.empty_like(steering) for _ in range(1 + 2 * len(self.blocks))]
         for m, (start, end) in enumerate(pairwise([0, *self.ends])):
@@ -297,21 +314,7 @@ class MaskedMLP(Conditioner):
         return z
 
 
-def _part(layer: nn.Linear, start: int, end: int, seen: Tensor) -> Tensor:
+def _part(layer: Columns, start: int, end: int, seen: Tensor) -> Tensor:
     """Outputs `start` to `end` of a layer that see no input from `end` on."""
-    return torch.addmm(layer.bias[start:end, None], layer.weight[start:end, :end], seen[:end])
-
-
-class Masked(nn.Linear):
-    """The weights of a linear layer, of which only those exist where the mask (outputs, inputs) is true: see `live`."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, bias: bool = True) -> None:
-        super().__init__(mask.shape[1], mask.shape[0], bias)
-        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
-
-
-def live(layer: nn.Linear) -> Tensor:
-    """The weights of a layer that exist."""
-    return layer.weight * layer.mask if isinstance(layer, Masked) else layer.weight
+    weight, bias = layer.parameters()
+    return torch.addmm(bias[start:end], weight[start:end, :end], seen[:end])

@@ -65,8 +65,7 @@ class AdamW:
         self.gradient = torch.zeros_like(self.weights)  # what `backward` adds to, part by part
         for p, part in zip(parameters, _parts(self.gradient, parameters), strict=True):
             p.grad = part
-        self.decay = torch.full_like(self.weights, decay)
-        self.decay[sum(p.numel() for p in decayed) :] = 0
+        self.decayed, self.decay = self.weights[: sum(p.numel() for p in decayed)], decay
         self.mean, self.square = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
         self.steps, self.rate = 0, 0.0
 
@@ -83,7 +82,7 @@ class AdamW:
         self.mean.lerp_(gradient, 1 - fast)
         self.square.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
         size = self.square.clamp(min=TINY).sqrt_().div_(math.sqrt(1 - slow**self.steps)).add_(EPSILON)
-        self.weights.addcmul_(self.weights, self.decay, value=-rate)
+        self.decayed.mul_(1 - rate * self.decay)
         self.weights.addcdiv_(self.mean, size, value=-rate / (1 - fast**self.steps))
 
     def state(self) -> dict[str, Tensor]:

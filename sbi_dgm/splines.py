@@ -86,8 +86,10 @@ def _find(values: Tensor, raw: Tensor, bound: float, axis: int) -> tuple[_Bin, T
     """
     bins = raw.shape[-2] // 3
     shares = torch.softmax(raw[..., : 2 * bins, :].unflatten(-2, (2, bins)), dim=-2)
-    sizes = (2 * bound * (1 - MIN_WIDTH * bins)) * shares[..., :-1, :] + 2 * bound * MIN_WIDTH
-    inner = sizes.cumsum(-2) - bound
+    least = 2 * bound * MIN_WIDTH
+    first, last = least - bound, (bins - 1) * least - bound
+    floors = torch.linspace(first, last, bins - 1, device=raw.device, dtype=raw.dtype).unsqueeze(-1)
+    inner = torch.add(floors, shares[..., :-1, :].cumsum(-2), alpha=2 * bound - bins * least)
     end = torch.full_like(inner[..., :1, :], bound)
     edges = torch.cat([-end, inner, end], dim=-2)
     k = (values.unsqueeze(-2) >= inner[..., axis, :, :]).sum(-2, keepdim=True)

@@ -116,7 +116,7 @@ def test_without_inputs_a_residual_network_is_a_learned_constant():
     with lending(2):
         net = ResidualMLP(0, 2)
     y = net(torch.empty(5, 0))
-    assert (y == y[0]).all()
+    torch.testing.assert_close(y, y[:1].expand_as(y))  # rows of a product round by where they stand
     y[:, 0].sum().backward()
     assert net.first.value.grad.abs().sum() > 0
 
