@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sbi_dgm.errors import SbiError
     from sbi_dgm.estimators.flow import Flow
     from sbi_dgm.estimators.located import Located
+    from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.parameters import Observable, Parameter
     from sbi_dgm.posterior import Posterior, load
     from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform
@@ -38,6 +39,7 @@ _HOMES = {
     "errors": ["SbiError"],
     "estimators.flow": ["Flow"],
     "estimators.located": ["Located"],
+    "likelihood": ["Likelihood"],
     "parameters": ["Observable", "Parameter"],
     "posterior": ["Posterior", "load"],
     "priors": ["BoundedPrior", "MultivariateNormal", "Prior", "PriorTransform"],
@@ -55,6 +57,7 @@ __all__ = [
     "CommandSimulator",
     "Flow",
     "HalfNormal",
+    "Likelihood",
     "Located",
     "LogNormal",
     "LogUniform",

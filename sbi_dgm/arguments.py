@@ -31,6 +31,12 @@ def train(p: argparse.ArgumentParser) -> None:
     _output(p, "run folder")
     _layout(p)
     p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, located (default: flow)")
+    p.add_argument(
+        "--learn",
+        choices=("posterior", "likelihood"),
+        default="posterior",
+        help="p(theta | x), or p(x | theta) of up to 512 numbers x, for sample --refine",
+    )
     p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=_words, help="names to infer, by commas; others drop out")
     p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
@@ -60,6 +66,10 @@ def sample(p: argparse.ArgumentParser) -> None:
     p.add_argument("-n", type=int, default=10_000, help="draws")
     _output(p, "file of samples (HDF5)")
     p.add_argument("--row", type=int, help="row of a simulation file")
+    p.add_argument(
+        "--refine", metavar="LIKELIHOOD", help="likelihood file, or a simulator with log_likelihood: importance weights"
+    )
+    p.add_argument("--effective", type=float, default=10_000, help="effective size of the weights, with --refine")
     p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
     p.add_argument(
         "--set",

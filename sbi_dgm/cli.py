@@ -53,9 +53,10 @@ def _train(a: argparse.Namespace) -> None:
 
     options = settings(a.config, a.set, a.estimator)
     data = _opened(a)
-    posterior = fit(
+    learned = fit(
         data,
         **options,
+        learn=a.learn,
         parameters=a.parameters,
         noise=_imported(a.noise),
         rate=a.rate,
@@ -69,13 +70,13 @@ def _train(a: argparse.Namespace) -> None:
         max_time=a.max_time,
         tensorboard=a.tensorboard,
     )
-    record = posterior.record
+    record = learned.record
     size = f", mean of {a.members} members" if a.members > 1 else f" at step {record['best_step']}"
     print(
-        f"{a.out}/posterior.safetensors: {record['estimator']['name']}, best validation loss "
+        f"{a.out}/{a.learn}.safetensors: {record['estimator']['name']}, best validation loss "
         f"{record['best_validation_loss']:.3f}{size}, {record['seconds']:.0f} s."
     )
-    if record["rows_at_prior_edge"]:
+    if record["rows_at_prior_edge"] and a.learn == "posterior":
         print(f"{record['rows_at_prior_edge']} rows of theta lie on an edge of the prior.")
     if record["agreement"]["fails"]:
         print(f"failures depend on {', '.join(record['agreement']['fails'])}: the prior is cut where they occur.")
@@ -123,8 +124,12 @@ def _sample(a: argparse.Namespace) -> None:
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
-    keep = a.log_prob or posterior.density == "exact"
-    samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True)
+    if a.refine:
+        better = posterior.refined(_likelihood(a.refine, a.device), effective=a.effective)
+        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print)
+    else:
+        keep = a.log_prob or posterior.density == "exact"
+        samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True)
     figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
     if samples.array.ndim == 2 and a.n:
@@ -133,6 +138,16 @@ def _sample(a: argparse.Namespace) -> None:
         with atomic(a.corner) as temporary:
             figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)
     print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
+
+
+def _likelihood(name: str, device: str) -> Any:
+    from sbi_dgm.likelihood import Likelihood
+    from sbi_dgm.simulator import find
+
+    if Path(name).exists():
+        return Likelihood.load(name, device=device)
+    sys.path.insert(0, str(Path.cwd()))
+    return find(name)
 
 
 def _check_figure(path: Path, overwrite: bool) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import scipy
 from numpy.typing import DTypeLike
 
-from sbi_dgm.distributions import EDGE, Array, Distribution, standard_normal_log_prob
 from sbi_dgm.errors import PriorError
+from sbi_dgm.univariate import EDGE, Array, Distribution, standard_normal_log_prob
 
 
 class Coordinates(Protocol):

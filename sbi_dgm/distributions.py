@@ -1,78 +1,17 @@
-r"""One-dimensional priors, each a bijection between its support and the real line.
+r"""One-dimensional priors: uniform, normal, what bends into them, and frozen ones of scipy."""
 
-With F the distribution's CDF and Phi the standard normal's,
-
-.. math::  z = \Phi^{-1}(F(v)), \qquad v = F^{-1}(\Phi(z)),
-
-so v ~ F exactly where z ~ N(0, 1). The upper half goes through the survival function 1 - F, which
-keeps its digits where F rounds to one. A closed edge of the support maps to |z| = 8.2, where Phi leaves
-float64's resolution.
-"""
-
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from math import erfc, inf, log, pi, sqrt
+from math import erfc, inf, log, sqrt
 from sys import float_info
 from typing import Any, ClassVar
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
 from sbi_dgm.errors import PriorError, unknown
-
-Array = NDArray[np.float64]
-
-EDGE = 8.2  # |z| of a closed edge
-FAR = 1e-200  # the smallest tail asked of a `ppf` (|z| = 30): an open edge is never reached
-LOG_ROOT_2PI = 0.5 * log(2 * pi)
-
-
-class Distribution(ABC):
-    """A distribution of one number v with support [low, high]; arrays of any shape in and out."""
-
-    low: float
-    high: float
-
-    @abstractmethod
-    def log_prob(self, v: Array) -> Array:
-        """ln of the density at v inside the support."""
-
-    @abstractmethod
-    def cdf(self, v: Array) -> Array:
-        """F(v)."""
-
-    @abstractmethod
-    def sf(self, v: Array) -> Array:
-        """1 - F(v), with its own digits."""
-
-    @abstractmethod
-    def ppf(self, p: Array) -> Array:
-        """The inverse of `cdf`."""
-
-    @abstractmethod
-    def isf(self, p: Array) -> Array:
-        """The inverse of `sf`."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """This distribution as JSON; `restore` is the inverse."""
-
-    def to_normal(self, v: Array) -> Array:
-        """z of v in the support, within [-8.2, 8.2]."""
-        below, above = self.cdf(v), self.sf(v)
-        return np.clip(np.where(below < above, scipy.special.ndtri(below), -scipy.special.ndtri(above)), -EDGE, EDGE)
-
-    def from_normal(self, z: Array) -> Array:
-        """v of z: the inverse of `to_normal`, never outside the support."""
-        tail = np.maximum(scipy.special.ndtr(-np.abs(z)), FAR)
-        return np.clip(np.where(z < 0, self.ppf(tail), self.isf(tail)), self.low, self.high)
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise PriorError(sentence)
+from sbi_dgm.univariate import LOG_ROOT_2PI, Array, Distribution, require
 
 
 class _Named(Distribution):
@@ -96,7 +35,7 @@ class Uniform(_Named):
 
     def __post_init__(self) -> None:
         ordered = -inf < self.low < self.high < inf
-        _require(ordered, f"Uniform({self.low}, {self.high}): give finite bounds with low < high.")
+        require(ordered, f"Uniform({self.low}, {self.high}): give finite bounds with low < high.")
 
     def log_prob(self, v: Array) -> Array:
         return np.full(np.shape(v), -log(self.high - self.low))
@@ -123,7 +62,7 @@ class LogUniform(_Named):
 
     def __post_init__(self) -> None:
         ordered = 0 < self.low < self.high < inf
-        _require(ordered, f"LogUniform({self.low}, {self.high}): give finite bounds with 0 < low < high.")
+        require(ordered, f"LogUniform({self.low}, {self.high}): give finite bounds with 0 < low < high.")
 
     @property
     def _log(self) -> Uniform:
@@ -156,7 +95,7 @@ class Normal(_Named):
 
     def __post_init__(self) -> None:
         proper = -inf < self.mean < inf and 0 < self.sd < inf
-        _require(proper, f"Normal({self.mean}, {self.sd}): give a finite mean and 0 < sd.")
+        require(proper, f"Normal({self.mean}, {self.sd}): give a finite mean and 0 < sd.")
 
     def log_prob(self, v: Array) -> Array:
         return -0.5 * self.to_normal(v) ** 2 - LOG_ROOT_2PI - log(self.sd)
@@ -180,8 +119,55 @@ class Normal(_Named):
         return self.from_normal(-scipy.special.ndtri(p))
 
 
+class _Curved(_Named):
+    """t(v) is normal, for an increasing curve t: z = (t(v) - mean) / sd."""
+
+    mean: float
+    sd: float
+
+    def __post_init__(self) -> None:
+        self._normal  # noqa: B018  (its own checks)
+
+    @property
+    def _normal(self) -> Normal:
+        return Normal(self.mean, self.sd)
+
+    @abstractmethod
+    def _bent(self, v: Array) -> Array:
+        """T(v)."""
+
+    @abstractmethod
+    def _straight(self, t: Array) -> Array:
+        """The inverse of t, finite and in the support for any t."""
+
+    @abstractmethod
+    def _log_slope(self, v: Array) -> Array:
+        """ln dt/dv."""
+
+    def log_prob(self, v: Array) -> Array:
+        return self._normal.log_prob(self._bent(v)) + self._log_slope(v)
+
+    def to_normal(self, v: Array) -> Array:
+        return self._normal.to_normal(self._bent(v))
+
+    def from_normal(self, z: Array) -> Array:
+        return self._straight(self._normal.from_normal(z))
+
+    def cdf(self, v: Array) -> Array:
+        return self._normal.cdf(self._bent(v))
+
+    def sf(self, v: Array) -> Array:
+        return self._normal.sf(self._bent(v))
+
+    def ppf(self, p: Array) -> Array:
+        return self._straight(self._normal.ppf(p))
+
+    def isf(self, p: Array) -> Array:
+        return self._straight(self._normal.isf(p))
+
+
 @dataclass(frozen=True)
-class LogNormal(_Named):
+class LogNormal(_Curved):
     """ln v is normal with the given mean and standard deviation (of ln v): z = (ln v - mean) / sd."""
 
     mean: float
@@ -189,33 +175,40 @@ class LogNormal(_Named):
     low: ClassVar[float] = float(np.nextafter(0, 1))
     high: ClassVar[float] = inf
 
+    def _bent(self, v: Array) -> Array:
+        return np.log(v)
+
+    def _straight(self, t: Array) -> Array:
+        return np.exp(np.clip(t, log(self.low), log(float_info.max)))
+
+    def _log_slope(self, v: Array) -> Array:
+        return -np.log(v)
+
+
+@dataclass(frozen=True)
+class JohnsonSU(_Curved):
+    """arcsinh((v - median) / width) is normal of a given mean and sd (Johnson 1949): heavy tails on both sides."""
+
+    median: float
+    width: float
+    mean: float
+    sd: float
+    low: ClassVar[float] = -inf
+    high: ClassVar[float] = inf
+
     def __post_init__(self) -> None:
-        self._log  # noqa: B018  (its own checks)
+        super().__post_init__()
+        proper = -inf < self.median < inf and 0 < self.width < inf
+        require(proper, f"JohnsonSU({self.median}, {self.width}, ...): give a finite median and 0 < width.")
 
-    @property
-    def _log(self) -> Normal:
-        return Normal(self.mean, self.sd)
+    def _bent(self, v: Array) -> Array:
+        return np.arcsinh((v - self.median) / self.width)
 
-    def log_prob(self, v: Array) -> Array:
-        return self._log.log_prob(np.log(v)) - np.log(v)
+    def _straight(self, t: Array) -> Array:
+        return self.median + self.width * np.sinh(np.clip(t, -600, 600))
 
-    def to_normal(self, v: Array) -> Array:
-        return self._log.to_normal(np.log(v))
-
-    def from_normal(self, z: Array) -> Array:
-        return np.exp(np.clip(self._log.from_normal(z), log(self.low), log(float_info.max)))
-
-    def cdf(self, v: Array) -> Array:
-        return self._log.cdf(np.log(v))
-
-    def sf(self, v: Array) -> Array:
-        return self._log.sf(np.log(v))
-
-    def ppf(self, p: Array) -> Array:
-        return np.exp(self._log.ppf(p))
-
-    def isf(self, p: Array) -> Array:
-        return np.exp(self._log.isf(p))
+    def _log_slope(self, v: Array) -> Array:
+        return -np.log(np.hypot(v - self.median, self.width))
 
 
 class _Frozen(Distribution):
@@ -250,13 +243,11 @@ class TruncatedNormal(_Named, _Frozen):
 
     def __post_init__(self) -> None:
         proper = -inf < self.mean < inf and 0 < self.sd < inf and self.low < self.high
-        _require(proper, f"TruncatedNormal({self.mean}, {self.sd}, {self.low}, {self.high}): give sd > 0, low < high.")
+        require(proper, f"TruncatedNormal({self.mean}, {self.sd}, {self.low}, {self.high}): give sd > 0, low < high.")
         mass = 0.5 * (
             erfc((self.low - self.mean) / self.sd / sqrt(2)) - erfc((self.high - self.mean) / self.sd / sqrt(2))
         )
-        _require(
-            mass > 1e-12, f"TruncatedNormal: [{self.low}, {self.high}] holds only {mass:.1e} of the normal's mass."
-        )
+        require(mass > 1e-12, f"TruncatedNormal: [{self.low}, {self.high}] holds only {mass:.1e} of the normal's mass.")
 
     @property
     def frozen(self) -> Any:  # type: ignore[override]
@@ -273,7 +264,7 @@ class HalfNormal(_Named, _Frozen):
     high: ClassVar[float] = inf
 
     def __post_init__(self) -> None:
-        _require(0 < self.sd < inf, f"HalfNormal({self.sd}): give 0 < sd.")
+        require(0 < self.sd < inf, f"HalfNormal({self.sd}): give 0 < sd.")
 
     @property
     def frozen(self) -> Any:  # type: ignore[override]
@@ -291,7 +282,7 @@ class Beta(_Named, _Frozen):
 
     def __post_init__(self) -> None:
         proper = self.a > 0 and self.b > 0 and -inf < self.low < self.high < inf
-        _require(proper, f"Beta({self.a}, {self.b}, {self.low}, {self.high}): give a, b > 0 and low < high.")
+        require(proper, f"Beta({self.a}, {self.b}, {self.low}, {self.high}): give a, b > 0 and low < high.")
 
     @property
     def frozen(self) -> Any:  # type: ignore[override]
@@ -310,14 +301,14 @@ class Scipy(_Frozen):
         from scipy import stats
 
         kind = getattr(frozen, "dist", None)
-        _require(
+        require(
             isinstance(kind, stats.rv_continuous) and type(kind) is type(getattr(stats, kind.name, None)),
             f"{frozen!r} is no prior: give one of this library, or a frozen continuous distribution of scipy.stats.",
         )
         self.frozen = frozen
         low, high = frozen.support()
         numbers = f"scipy.stats.{frozen.dist.name} with {frozen.args} and {frozen.kwds}"
-        _require(np.ndim(low) == 0 and bool(low < high), f"{numbers} is no distribution of one number.")
+        require(np.ndim(low) == 0 and bool(low < high), f"{numbers} is no distribution of one number.")
         self.low, self.high = float(low), float(high)
 
     def describe(self) -> dict[str, Any]:
@@ -333,6 +324,7 @@ DISTRIBUTIONS: dict[str, type[_Named]] = {
     "truncated_normal": TruncatedNormal,
     "half_normal": HalfNormal,
     "beta": Beta,
+    "johnson_su": JohnsonSU,
 }
 
 
@@ -371,8 +363,3 @@ def _restore_scipy(name: str, *numbers: Any) -> Distribution:
 
 
 RESTORED: dict[str, Callable[..., Distribution]] = {**DISTRIBUTIONS, "scipy": _restore_scipy}
-
-
-def standard_normal_log_prob(z: Array) -> Array:
-    """ln N(z; 0, I), summed over the last axis."""
-    return -0.5 * (z**2).sum(-1) - z.shape[-1] * LOG_ROOT_2PI

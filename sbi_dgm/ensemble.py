@@ -26,7 +26,7 @@ from sbi_dgm.executors import Pool, require_picklable
 from sbi_dgm.files import write_json
 from sbi_dgm.job import Job
 from sbi_dgm.model import device_named
-from sbi_dgm.posterior import Posterior, load
+from sbi_dgm.posterior import Posterior, opened
 from sbi_dgm.seeds import sequence
 
 MEMBER = 9  # stream of members' seeds
@@ -54,7 +54,7 @@ def train(whole: Job, members: int, workers: int | None = None) -> Posterior:
 
 
 def _train(whole: Job, folder: Path, members: int, workers: int | None) -> Posterior:
-    began, result = time.monotonic(), folder / "posterior.safetensors"
+    began, result = time.monotonic(), _result(whole, folder)
     _refuse_others(whole, folder, members)
     jobs = [_member(whole, folder, k) for k in range(members)]
     missing = [one for one in jobs if not job.finished(one)]
@@ -68,9 +68,13 @@ def _train(whole: Job, folder: Path, members: int, workers: int | None) -> Poste
     return posterior.to(device_named(whole.device))
 
 
+def _result(whole: Job, folder: Path) -> Path:
+    return folder / f"{whole.learn}.safetensors"
+
+
 def _refuse_others(whole: Job, folder: Path, members: int) -> None:
     """`FileError` where the folder holds something else than a smaller or unfinished ensemble."""
-    result, config = folder / "posterior.safetensors", folder / "config.json"
+    result, config = _result(whole, folder), folder / "config.json"
     if whole.overwrite:
         result.unlink(missing_ok=True)
         return
@@ -135,7 +139,7 @@ def _trained(one: Job, deadline: float) -> bool:
 def _together(jobs: list[Job], seconds: float) -> Posterior:
     first, embedding = jobs[0], jobs[0].embedding
     own = embedding if isinstance(embedding, torch.nn.Module) else None
-    members = [load(str(one.result), prior=first.data.prior, embedding=own) for one in jobs]
+    members = [opened(str(one.result), prior=first.data.prior, embedding=own) for one in jobs]
     network = assembled([member.network for member in members], first.data.observables)
     kept = ("seed", "best_validation_loss", "best_step", "steps", "seconds")
     stated = [{"weight": 1 / len(jobs)} | {key: member.record[key] for key in kept} for member in members]

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
-from sbi_dgm.distributions import EDGE, Array, standard_normal_log_prob
 from sbi_dgm.errors import ObservationError
 from sbi_dgm.priors import Prior
+from sbi_dgm.univariate import EDGE, Array, standard_normal_log_prob
 
 PARTICLES, MOVES, STAGES = 1000, 8, 200  # of the tempering
 TAIL, SHARE_OF_PRIOR, SHARE_OF_SKIRTS = 8.0, 0.05, 0.05  # nu, and shares of the proposal that guard its tails

@@ -73,8 +73,9 @@ def _posterior(path: Path) -> str:
     header = artifact.read(path)[0]
     record = header["record"]
     observables = [f"  {name:<18} {tuple(o['shape'])} {o['unit']}" for name, o in header["observables"].items()]
+    kind = "likelihood" if "roles" in record else "posterior"
     lines = [
-        f"{path}: posterior of {', '.join(p['name'] for p in header['reference']['parameters'])}",
+        f"{path}: {kind} of {', '.join(p['name'] for p in header['reference']['parameters'])}",
         "given:",
         *observables,
     ]

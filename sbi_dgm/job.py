@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sbi_dgm import embeddings, options
 from sbi_dgm.data.batches import Noise, named
+from sbi_dgm.data.exchanged import Exchanged
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.source import Source
@@ -30,10 +31,15 @@ from sbi_dgm.preparation import prepare
 from sbi_dgm.tensorboard import curves
 from sbi_dgm.weights import row_weights
 
+RESULTS = ("posterior.safetensors", "likelihood.safetensors")
+
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is asked for; the fields are the arguments of `fit`, and `beside`: runs that share the memory."""
+    """A run that is asked for; the fields are the arguments of `fit`, and `beside`: runs that share the memory.
+
+    Where `learn` is "likelihood", the data have their roles exchanged.
+    """
 
     data: Simulations
     estimator: Family
@@ -53,11 +59,12 @@ class Job:
     tensorboard: bool = False
     progress: bool = True
     beside: int = 1
+    learn: str = "posterior"
 
     @property
     def result(self) -> Path | None:
-        """Where the posterior will be."""
-        return None if self.folder is None else self.folder / "posterior.safetensors"
+        """Where what is learned will be."""
+        return None if self.folder is None else self.folder / f"{self.learn}.safetensors"
 
 
 def train(job: Job) -> Posterior:
@@ -83,6 +90,8 @@ def train(job: Job) -> Posterior:
     log = curves(run.at.step, folder) if job.tensorboard and folder is not None else None
     run.train(job.progress, limit=job.limit, log=log)
     record = config | _result(run, data, parts, source, len(ready.held_out))
+    if isinstance(data, Exchanged):
+        record["roles"] = data.roles.describe()
     posterior = Posterior(model, run.averaged, record)
     if job.result is not None:
         posterior.save(job.result, overwrite=True)
@@ -113,6 +122,7 @@ def _config(job: Job, model: Model, reading: Reading) -> dict[str, Any]:
     """What decides a run; a resumed run must have the same."""
     data = job.data
     return {
+        "learn": job.learn,
         "data": {
             "path": str(data.path or "memory"),
             "layout": _layout(data),
@@ -137,7 +147,7 @@ def _layout(data: Simulations) -> dict[str, Any] | None:
 
 
 def _refuse_other_run(folder: Path, config: dict[str, Any], resume: bool) -> None:
-    if (folder / "posterior.safetensors").exists():
+    if any((folder / name).exists() for name in RESULTS):
         raise FileError(f"{folder} holds a finished run: pass overwrite=True (--overwrite), or name another folder.")
     if not (folder / "config.json").exists():
         return
@@ -149,7 +159,7 @@ def _refuse_other_run(folder: Path, config: dict[str, Any], resume: bool) -> Non
 def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     """Make the run folder, empty where `overwrite` says so; all input has been checked by now."""
     if overwrite:
-        for name in ("posterior.safetensors", "checkpoint", "history.csv", "config.json"):
+        for name in (*RESULTS, "checkpoint", "history.csv", "config.json"):
             (folder / name).unlink(missing_ok=True)
     write_json(folder / "config.json", config)
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sbi_dgm.distributions import Array
+from sbi_dgm.univariate import Array
 
 COLOURS = ("#1b5e9b", "#d1731d", "#3c8d4f", "#8a4fa3")
 GREY = "#6b7280"

@@ -20,15 +20,17 @@ from tqdm import tqdm
 from sbi_dgm import artifact, embeddings
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.scaling import blank
-from sbi_dgm.distributions import Array
-from sbi_dgm.errors import ObservationError, OptionError, PriorError, SbiError
+from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
 from sbi_dgm.model import Model, device_named, rebuilt, whole
 from sbi_dgm.options import describe, restore
+from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
+from sbi_dgm.refinement import CAP, Refined, refined
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, torch_generator
+from sbi_dgm.univariate import Array
 
 BLOCK = 2**16  # rows of z at once, a fixed number: the same seed gives the same draws on any machine
 Observation = ArrayLike | Mapping[str, ArrayLike]
@@ -166,7 +168,7 @@ class Posterior:
         context, single = self._context(x)
         theta = np.asarray(theta, np.float64)
         coordinates = self.model.reference.coordinates
-        snapped = snap(self._stacked(theta, len(context), single), coordinates, np.float64)
+        snapped = snap(stacked(theta, len(context), single, len(self.names)), coordinates, np.float64)
         within = np.asarray(coordinates.inside(snapped).all(-1))
         somewhere = coordinates.inverse(np.zeros(len(self.names)))
         z, log_det = coordinates.forward(np.where(within[..., None], snapped, somewhere))
@@ -177,15 +179,6 @@ class Posterior:
                 log_q[rows, draws], errors[rows, draws] = self._density(tensor, context[rows], error)
         log_q, errors = np.where(within, log_q + log_det, -np.inf), np.where(within, errors, 0.0)
         return log_q.reshape(theta.shape[:-1]), errors.reshape(theta.shape[:-1])
-
-    def _stacked(self, theta: Array, observations: int, single: bool) -> Array:
-        """Theta as (B, S, D), checked."""
-        stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
-        stack = stack[:, None] if not single and stack.ndim == 2 else stack
-        if stack.ndim != 3 or stack.shape[::2] != (observations, len(self.names)):
-            axes = "(D,) or (S, D)" if single else f"({observations}, D) or ({observations}, S, D)"
-            raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {len(self.names)}.")
-        return stack
 
     def _density(self, z: Tensor, context: Tensor, error: bool) -> tuple[Array, Array | float]:
         estimator = self.network.estimator
@@ -203,8 +196,7 @@ class Posterior:
         samples = self.sample(draws, x, seed=seed, log_prob=True)
         if samples.array.ndim == 2:
             return self._climb(samples, x)
-        stack = self._arrays(x)[0]
-        rows = [{name: values[i] for name, values in stack.items()} for i in range(len(samples.array))]
+        rows = self.observations(x)[0]
         return np.stack([self._climb(samples.observation(i), row) for i, row in enumerate(rows)])
 
     def _climb(self, samples: Samples, x: Observation) -> Array:
@@ -247,7 +239,7 @@ class Posterior:
     @torch.no_grad()
     def _context(self, x: Observation) -> tuple[Tensor, bool]:
         """The context (B, C), and whether x is one observation without its axis."""
-        arrays, single = self._arrays(x)
+        arrays, single = observed_arrays(x, self.model.observables, self.model.dtypes)
         size = len(next(iter(arrays.values())))
         if size == 0:
             raise ObservationError("the stack of observations is empty.")
@@ -257,23 +249,72 @@ class Posterior:
             pieces.append(self.network.summary(tensors))
         return torch.cat(pieces), single
 
-    def _arrays(self, x: Observation) -> tuple[dict[str, np.ndarray], bool]:
-        """The observables as stacks, checked."""
-        known = self.model.observables
-        given = dict(x) if isinstance(x, Mapping) else {next(iter(known)): x}
-        if set(given) != set(known):
-            raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
-        arrays, single = {}, set()
-        for name, observable in known.items():
-            a = as_real(np.asarray(given[name]))
-            single.add(a.shape == observable.shape)
-            if observable.shape not in (a.shape, a.shape[1:]):
-                expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
-                raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
-            arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], self.model.dtypes[name])
-        if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
-            raise ObservationError("the observables disagree on the number of observations.")
-        return {name: arrays[name] for name in known}, single.pop()
+    def observations(self, x: Observation) -> tuple[list[Any], bool]:
+        """x one by one, an array each or a dict by name where there are several, and whether it was a single one."""
+        arrays, single = observed_arrays(x, self.model.observables, self.model.dtypes)
+        rows = [{name: values[i] for name, values in arrays.items()} for i in range(len(next(iter(arrays.values()))))]
+        return [row if len(row) > 1 else next(iter(row.values())) for row in rows], single
+
+    def refined(self, likelihood: Any, *, effective: float = 10_000, cap: int = CAP) -> Refined:
+        """This posterior refined by a likelihood: amortized still, by importance weights, without MCMC.
+
+        Args:
+            likelihood: a `Likelihood`, a simulator with `log_likelihood(theta, x)`, or such a function: theta (S, D)
+                and one observation (a dict by name where there are several observables) -> (S,).
+            effective: effective size of the weighted proposals, for each observation.
+            cap: proposals at most.
+
+        Raises:
+            OptionError: this posterior has no density.
+            PriorError: the prior is not known.
+
+        Example::
+
+            better = posterior.refined(likelihood)
+            better.sample(1000, x)
+            print(better.weigh(x).verdict)
+
+        """
+        return refined(self, likelihood, effective=effective, cap=cap)
+
+    def proposals(self, n: int, x: Observation, seed: int) -> tuple[Array, Array]:
+        """n draws (n, D) of one observation and their ln q, for `refined`."""
+        samples = self.sample(n, x, seed=seed, log_prob=True)
+        return samples.array, np.asarray(samples.log_prob)
+
+    def proposal_density(self, theta: Array, x: Observation, seed: int) -> Array:
+        """ln q of theta (n, D), as `proposals` gives it."""
+        return self.log_prob(theta, x)
+
+
+def stacked(theta: Array, observations: int, single: bool, size: int) -> Array:
+    """Theta as (B, S, D), or `ObservationError`; for a single observation it comes as (D,) or (S, D)."""
+    stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
+    stack = stack[:, None] if not single and stack.ndim == 2 else stack
+    if stack.ndim != 3 or stack.shape[::2] != (observations, size):
+        axes = "(D,) or (S, D)" if single else f"({observations}, D) or ({observations}, S, D)"
+        raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {size}.")
+    return stack
+
+
+def observed_arrays(
+    x: Observation, known: Mapping[str, Observable], dtypes: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Observations as stacks (B, ...) by name, checked, and whether x was one without its axis."""
+    given = dict(x) if isinstance(x, Mapping) else {next(iter(known)): x}
+    if set(given) != set(known):
+        raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
+    arrays, single = {}, set()
+    for name, observable in known.items():
+        a = as_real(np.asarray(given[name]))
+        single.add(a.shape == observable.shape)
+        if observable.shape not in (a.shape, a.shape[1:]):
+            expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
+            raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
+        arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], dtypes[name])
+    if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
+        raise ObservationError("the observables disagree on the number of observations.")
+    return {name: arrays[name] for name in known}, single.pop()
 
 
 def as_real(a: np.ndarray) -> np.ndarray:
@@ -310,9 +351,19 @@ def load(
         device: "cpu", "cuda", ..., or "auto".
 
     Raises:
-        FileError: missing, foreign, newer or corrupted.
+        FileError: missing, foreign, newer or corrupted, or a likelihood.
         ExternalError: an object is needed that the file cannot hold.
     """
+    posterior = opened(path, prior=prior, embedding=embedding, device=device)
+    if "roles" in posterior.record:
+        raise FileError(f"{path} holds a likelihood: Likelihood.load() reads it.")
+    return posterior
+
+
+def opened(
+    path: str | Path, *, prior: Prior | None = None, embedding: nn.Module | None = None, device: str = "cpu"
+) -> Posterior:
+    """What a file holds, be it of theta given x or, for a likelihood, of x given theta."""
     header, tensors = artifact.read(path)
     model = Model.restore(header, prior)
     first = "summary." if model.members == 1 else "summary.parts.0."

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from sbi_dgm import distributions
 from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, snap
-from sbi_dgm.distributions import Array, Uniform, standard_normal_log_prob
+from sbi_dgm.distributions import Uniform
 from sbi_dgm.errors import ExternalError, PriorError, unknown
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.seeds import fresh, numpy_generator
+from sbi_dgm.univariate import Array, standard_normal_log_prob
 
 
 class Prior:

@@ -16,10 +16,10 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.source import Source, tensor
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.diagnostics import calibration
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import DataError, ExternalError, OptionError, unknown
 from sbi_dgm.files import atomic, write_json
 from sbi_dgm.seeds import numpy_generator
+from sbi_dgm.univariate import Array
 from sbi_dgm.weights import row_weights
 
 if TYPE_CHECKING:

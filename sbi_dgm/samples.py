@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
 from sbi_dgm.files import atomic, refuse_existing, require_file
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
+from sbi_dgm.univariate import Array
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,28 +1,57 @@
-"""From simulations to a posterior: `fit`, the one door to training."""
+"""From simulations to a posterior, or to a likelihood: `fit`, the one door to training."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, overload
 
 from torch import nn
 
 from sbi_dgm import embeddings, ensemble, job, options
 from sbi_dgm.data.batches import Noise
+from sbi_dgm.data.exchanged import exchanged, require_likelihood_parts
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
-from sbi_dgm.errors import OptionError
+from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.estimators.base import Family, family
+from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.loop import Training
 from sbi_dgm.posterior import Posterior
 
+LEARNED = ("posterior", "likelihood")
 
-def fit(  # noqa: PLR0913  (the one door of the library: every argument has a meaning of its own)
+
+@overload
+def fit(
+    data: Simulations,
+    estimator: str | Family = ...,
+    embedding: "str | embeddings.Embedding | nn.Module" = ...,
+    *,
+    learn: Literal["likelihood"],
+    **options: Any,
+) -> Likelihood: ...
+
+
+@overload
+def fit(
+    data: Simulations,
+    estimator: str | Family = ...,
+    embedding: "str | embeddings.Embedding | nn.Module" = ...,
+    parameters: Sequence[str] | None = ...,
+    *,
+    learn: Literal["posterior"] = ...,
+    **options: Any,
+) -> Posterior: ...
+
+
+def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the one door: every argument has a meaning)
     data: Simulations,
     estimator: str | Family = "flow",
     embedding: "str | embeddings.Embedding | nn.Module" = "auto",
     parameters: Sequence[str] | None = None,
     *,
+    learn: Literal["posterior", "likelihood"] = "posterior",
     training: Training | None = None,
     split: SplitRule | None = None,
     reading: Reading | None = None,
@@ -38,14 +67,16 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
     max_time: float | None = None,
     tensorboard: bool = False,
     progress: bool = True,
-) -> Posterior:
-    """Train a posterior on simulations.
+) -> Posterior | Likelihood:
+    """Train a posterior, or a likelihood, on simulations.
 
     Args:
         data: the simulations.
         estimator: a family's name, or its options, such as `Flow(transforms=8)`.
         embedding: "auto", "mlp", their options, or a module of your own.
         parameters: names to infer; the others are marginalised.
+        learn: "posterior", q(theta | x), or "likelihood", q(x | theta), where x is up to 512 numbers (they are read
+            into memory; whole numbers are dequantised by U(0, 1)).
         training: batch size, rates and patience.
         split: fractions of validation and test rows.
         reading: from memory or as a stream; chosen by what is free.
@@ -76,7 +107,14 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
         posterior = sbi_dgm.fit(data, Located(Flow(transforms=3)), training=Training(batch_size=512))
 
     """
+    if learn not in LEARNED:
+        raise OptionError(unknown("role", learn, LEARNED))
     data.require_rows(parameters)
+    prior = data.prior
+    split = split or SplitRule()
+    if learn == "likelihood":
+        require_likelihood_parts(parameters, noise)
+        data, rate = exchanged(data, data.split(split), seed), True
     folder = None if out is None else Path(out)
     _require_folder(folder, max_time=max_time is not None, tensorboard=tensorboard)
     asked = job.Job(
@@ -85,7 +123,7 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
         options.make("embedding", embeddings.EMBEDDINGS, embedding) if isinstance(embedding, str) else embedding,
         parameters,
         training or Training(),
-        split or SplitRule(),
+        split,
         reading or Reading(),
         noise,
         rate,
@@ -97,8 +135,10 @@ def fit(  # noqa: PLR0913  (the one door of the library: every argument has a me
         math.inf if max_time is None else max_time,
         tensorboard,
         progress,
+        learn=learn,
     )
-    return job.train(asked) if members == 1 else ensemble.train(asked, members, workers)
+    learned = job.train(asked) if members == 1 else ensemble.train(asked, members, workers)
+    return learned if learn == "posterior" else Likelihood(learned, prior)
 
 
 def _require_folder(folder: Path | None, **asked: bool) -> None:

@@ -18,10 +18,11 @@ from functools import partial
 
 import numpy as np
 
-from sbi_dgm.distributions import LOG_ROOT_2PI, LogNormal
+from sbi_dgm.distributions import LogNormal
 from sbi_dgm.importance import posterior_draws
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
+from sbi_dgm.univariate import LOG_ROOT_2PI
 from simulators.dynamics import trajectories
 from simulators.published import Published
 

@@ -16,19 +16,19 @@ import sbi_dgm
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; within a floor, a file may import those to its left
     (
-        "errors files seeds options networks splines schedules solvers distributions coordinates parameters priors"
-        " importance simulator command"
+        "errors files seeds options networks splines schedules solvers univariate distributions coordinates parameters"
+        " priors importance pareto simulator command"
     ),
     (
         "data.columns data.tables data.places data.sink data.sums data.frame data.format data.splits data.foreign"
-        " data.agreement data.simulations data.scaling data.batches data.source data.reading data.streaming data.guess"
-        " data.observed shards executors campaign"
+        " data.agreement data.simulations data.exchanged data.scaling data.batches data.source data.reading"
+        " data.streaming data.guess data.observed shards executors campaign"
     ),
     (
         "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.diffusion"
         " estimators.flow_matching estimators.located"
     ),
-    "samples artifact model posterior",
+    "samples artifact refinement model posterior likelihood",
     "checkpoints optimiser loop tensorboard preparation weights job ensemble training",
     (
         "diagnostics.calibration diagnostics.c2st diagnostics.c2st_batched diagnostics.distances report"

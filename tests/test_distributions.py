@@ -8,7 +8,6 @@ import pytest
 from scipy import stats
 
 from sbi_dgm.distributions import (
-    EDGE,
     Beta,
     HalfNormal,
     LogNormal,
@@ -18,10 +17,10 @@ from sbi_dgm.distributions import (
     TruncatedNormal,
     Uniform,
     restore,
-    standard_normal_log_prob,
 )
 from sbi_dgm.errors import PriorError
 from sbi_dgm.parameters import Parameter
+from sbi_dgm.univariate import EDGE, standard_normal_log_prob
 
 CASES = {
     "uniform": (Uniform(0.1, 0.5), stats.uniform(0.1, 0.4)),

@@ -17,12 +17,12 @@ from sbi_dgm import embeddings, options
 from sbi_dgm.benchmark.tasks import plain
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Family, family
 from sbi_dgm.options import Options
 from sbi_dgm.posterior import load
 from sbi_dgm.training import fit
+from sbi_dgm.univariate import Array
 
 SPLIT = SplitRule(validation=0.1, test=0.0)  # a benchmark judges on fresh simulations
 

@@ -16,8 +16,8 @@ from sbi_dgm.benchmark.tasks import Observed, stream
 from sbi_dgm.diagnostics import calibration, distances
 from sbi_dgm.diagnostics.c2st import c2st, c2st_forest
 from sbi_dgm.diagnostics.c2st_batched import c2st_batched
-from sbi_dgm.distributions import Array
 from sbi_dgm.simulator import fitted
+from sbi_dgm.univariate import Array
 
 TRUTHS, PREDICTED, PROJECTED = 2, 3, 4  # streams of random numbers
 DENSITIES, FEW = 1000, 100  # draws of p at which a Kullback-Leibler divergence is taken; FEW where ln q is no formula

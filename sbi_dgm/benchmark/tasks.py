@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sbi_dgm import simulator as simulators
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import OptionError, SbiError
 from sbi_dgm.files import atomic
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import Simulator, fitted
+from sbi_dgm.univariate import Array
 
 BENCHMARK = 2**32 - 1  # no shard of a campaign has this number, whose streams are (seed, shard)
 FRESH, REFERENCE = 0, 1  # streams of random numbers

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from sbi_dgm.distributions import Array
 from sbi_dgm.priors import BoundedPrior, Prior
+from sbi_dgm.univariate import Array
 
 LEVEL = 1e-4  # probability of a false alarm, over all tests of one kind together
 ROWS = 20_000

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,11 +20,12 @@ from sbi_dgm.data.foreign import Layout, widen
 from sbi_dgm.data.format import DTYPES, Header, cast
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
 from sbi_dgm.data.tables import Table
-from sbi_dgm.distributions import Array, Normal
+from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import DataError, FileError, OptionError, unknown
 from sbi_dgm.files import matching, refuse_existing
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior, known
+from sbi_dgm.univariate import Array
 
 MIN_ROWS = 50
 
@@ -114,7 +115,7 @@ class Simulations:
         observables: Mapping[str, Observable] | None = None,
         valid: ArrayLike | None = None,
         **columns: ArrayLike | None,
-    ) -> "Simulations":
+    ) -> Self:
         """Simulations from arrays.
 
         Args:
@@ -258,7 +259,7 @@ class Simulations:
         for block in blocks({"theta": self.columns["theta"]}, 0, stop):
             yield np.asarray(block["theta"], np.float64)
 
-    def checked(self) -> "Simulations":
+    def checked(self) -> Self:
         """Self, or `DataError` / `PriorError` where the parameters cannot be learned from."""
         first = 0
         for theta in self._theta_blocks():

@@ -9,9 +9,9 @@ from torch import Tensor
 from sbi_dgm.data.batches import Rows
 from sbi_dgm.data.columns import gather, native, span_rows
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.distributions import EDGE, Array
 from sbi_dgm.errors import DataError
 from sbi_dgm.priors import Prior
+from sbi_dgm.univariate import EDGE, Array
 
 
 class Source:

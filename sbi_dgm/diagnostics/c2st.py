@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import DataError, OptionError
+from sbi_dgm.univariate import Array
 
 
 def c2st(reference: Array, draws: Array, *, seed: int = 1, folds: int = 5) -> float:

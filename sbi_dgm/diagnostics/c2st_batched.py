@@ -29,9 +29,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sbi_dgm.diagnostics.c2st import standardised
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import DataError
 from sbi_dgm.model import device_named
+from sbi_dgm.univariate import Array
 
 BATCH, L2 = 200, 1e-4
 RATE, BETA1, BETA2, EPSILON = 1e-3, 0.9, 0.999, 1e-8

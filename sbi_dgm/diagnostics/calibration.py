@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from sbi_dgm.distributions import Array
+from sbi_dgm.univariate import Array
 
 BINS = 20
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from sbi_dgm.diagnostics.c2st import comparable, standardised
-from sbi_dgm.distributions import Array
 from sbi_dgm.errors import DataError
+from sbi_dgm.univariate import Array
 
 BLOCK = 500  # rows of a matrix of distances that are in memory at once
 BINS = 4096

@@ -1,0 +1,179 @@
+r"""Simulations with their roles exchanged, for learning p(x | theta): x is what is learned, theta what is given.
+
+All numbers of x stand behind each other in one vector v, in float64. Theta goes by the prior's coordinates, where there
+are any. Integers n are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta) is the integral of p(v | theta)
+over [n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
+
+Each entry of v has its own coordinate, z = (v - m) / s, or the same of ln v, or of arcsinh((v - median) / width)
+(Johnson 1949, doi:10.1093/biomet/36.1-2.149): the one whose normal makes the training rows most likely.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.splits import Split
+from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal
+from sbi_dgm.errors import DataError, ObservationError, OptionError
+from sbi_dgm.parameters import Observable, Parameter
+from sbi_dgm.priors import Prior, restore
+from sbi_dgm.seeds import numpy_generator
+from sbi_dgm.univariate import Array, Distribution
+
+LARGEST = 512  # numbers of x
+GAIN = 0.05  # nats a row by which a curved coordinate must be better than a straight one
+WIDTHS = 0.5 / 2.0 ** np.arange(4)  # of Johnson's S_U, in units of the central 68 %
+DEQUANTISE = 11  # stream of random numbers
+GIVEN = "theta"  # the observable of exchanged simulations
+
+
+class Roles(NamedTuple):
+    """What x and theta were before they changed places.
+
+    Attributes:
+        observables: of x, by name.
+        dtypes: of x in the simulations, by name.
+        names: of the parameters.
+        prior: of the parameters, or None.
+
+    """
+
+    observables: Mapping[str, Observable]
+    dtypes: Mapping[str, str]
+    names: Sequence[str]
+    prior: Prior | None
+
+    @classmethod
+    def of(cls, data: Simulations) -> "Roles":
+        """Those of simulations, or `DataError` where x is no vector of up to 512 numbers."""
+        for name, observable in data.observables.items():
+            if observable.kind == "set":
+                raise DataError(f"observable {name!r} is a set: a likelihood needs vectors.")
+        size = sum(observable.size for observable in data.observables.values())
+        if size > LARGEST:
+            raise DataError(f"x has {size} numbers: a likelihood takes up to {LARGEST}; summarise x first.")
+        dtypes = {name: np.dtype(data.columns[f"x/{name}"].dtype).str for name in data.observables}
+        return cls(data.observables, dtypes, data.names, data.prior)
+
+    def describe(self) -> dict[str, Any]:
+        """These roles as JSON."""
+        return {
+            "observables": {name: o.describe() for name, o in self.observables.items()},
+            "dtypes": dict(self.dtypes),
+            "names": list(self.names),
+            "prior": None if self.prior is None else self.prior.describe(),
+        }
+
+    @classmethod
+    def restore(cls, description: Mapping[str, Any], prior: Prior | None = None) -> "Roles":
+        """The inverse of `describe`; `prior` where it is a function."""
+        d = description
+        observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
+        found = None if d["prior"] is None else restore(d["prior"], prior)
+        return cls(observables, d["dtypes"], d["names"], found)
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of the numbers of v: mu[0], mu[1], ..., or mu where it is a single one."""
+        names: list[str] = []
+        for name, observable in self.observables.items():
+            names += [f"{name}[{i}]" for i in range(observable.size)] if observable.shape else [name]
+        return names
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Which entries of v are whole numbers."""
+        kinds = {name: np.dtype(dtype).kind in "biu" for name, dtype in self.dtypes.items()}
+        return np.concatenate([np.full(o.size, kinds[name]) for name, o in self.observables.items()])
+
+    def given(self, theta: ArrayLike) -> Array:
+        """Theta (N, D) as the network sees it: z under the prior where there is one."""
+        theta = np.asarray(theta, np.float64)
+        if theta.shape[-1:] != (len(self.names),):
+            raise ObservationError(f"theta has shape {theta.shape}: its last axis must hold {list(self.names)}.")
+        return theta if self.prior is None else self.prior.standardise(theta)
+
+    def vector(self, x: Mapping[str, np.ndarray]) -> Array:
+        """Observables (N, ...) by name as v (N, L)."""
+        return np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in x.values()], axis=1)
+
+    def observed(self, v: Array) -> dict[str, np.ndarray]:
+        """The inverse of `vector`, (..., L) -> (..., *shape) by name; whole numbers are rounded down, to int64."""
+        ends = np.cumsum([observable.size for observable in self.observables.values()])[:-1]
+        parts = np.split(np.where(self.whole, np.floor(v), v), ends, axis=-1)
+        named = zip(self.observables.items(), parts, strict=True)
+        dtypes = {n: np.dtype(d) if np.dtype(d).kind == "f" else np.dtype(np.int64) for n, d in self.dtypes.items()}
+        return {n: a.reshape(*v.shape[:-1], *o.shape).astype(dtypes[n]) for (n, o), a in named}
+
+
+class Exchanged(Simulations):
+    """Rows (x, theta): their "theta" is v, their one observable the parameters. Made by `exchanged`."""
+
+    roles: Roles
+
+    def reference(self, names: Sequence[str], rows: np.ndarray) -> tuple[Prior, bool]:
+        v = self.theta
+        found = [fitted(v[rows, i], bool((v[:, i] > 0).all()), whole) for i, whole in enumerate(self.roles.whole)]
+        return Prior([Parameter(name, f) for name, f in zip(self.names, found, strict=True)]), False
+
+
+def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
+    """The valid rows of simulations with their roles exchanged, in memory; each stays in its part of the split."""
+    roles, rows = Roles.of(data), np.flatnonzero(data.valid)
+    v = roles.vector(data.x(rows))
+    v = v + roles.whole * numpy_generator(seed, DEQUANTISE).random(v.shape)
+    _refuse_constants(roles, v)
+    label = np.zeros(len(data), int)
+    label[parts.validation], label[parts.test] = 1, 2
+    event = data.column("event_weight")
+    found = Exchanged.from_arrays(
+        v,
+        {GIVEN: roles.given(data.theta[rows])},
+        names=roles.entries,
+        split=label[rows],
+        event_weight=None if event is None else event[rows],
+    )
+    found.roles = roles
+    return found
+
+
+def _refuse_constants(roles: Roles, v: Array) -> None:
+    for name, spread in zip(roles.entries, np.ptp(v, axis=0), strict=True):
+        if not spread > 0:
+            raise DataError(f"{name} is the same in all rows: it has no density; leave it out of x.")
+
+
+def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
+    """The normal, log-normal or Johnson's S_U under which v (N,) is most likely; the normal unless clearly worse.
+
+    Args:
+        v: numbers.
+        positive: whether they are positive in all rows, so that a log-normal may be.
+        whole: whether they count something: then positive numbers are always log-normal, so that no draw is negative.
+
+    >>> rng = np.random.default_rng(0)
+    >>> [type(fitted(f(rng.normal(size=5000)), True)).__name__ for f in (lambda z: 9 + z, np.exp)]
+    ['Normal', 'LogNormal']
+
+    """
+    normal, curved = Normal(*_moments(v)), [LogNormal(*_moments(np.log(v)))] if positive else []
+    if positive and whole:
+        return curved[0]
+    low, median, high = np.quantile(v, [0.16, 0.5, 0.84]).tolist()
+    widths = (WIDTHS * (high - low)).tolist() if high > low else []
+    bent = [JohnsonSU(median, width, *_moments(np.arcsinh((v - median) / width))) for width in widths]
+    return max([normal, *curved, *bent], key=lambda d: float(d.log_prob(v).mean()) - GAIN * (d is not normal))
+
+
+def _moments(v: Array) -> tuple[float, float]:
+    return float(v.mean()), float(v.std())
+
+
+def require_likelihood_parts(parameters: Sequence[str] | None, noise: object) -> None:
+    """Raise where something is asked of a likelihood that only posteriors do."""
+    for name, value in {"parameters": parameters, "noise": noise}.items():
+        if value is not None:
+            raise OptionError(f"{name} belongs to posteriors: a likelihood is of all parameters, without noise on x.")

@@ -1,0 +1,153 @@
+r"""The likelihood: the posterior's machinery with the roles exchanged, ln q(x | theta) and draws of x.
+
+.. math::  \ln q(x | \theta) = \ln q(z | c(\theta)) + \ln |\det \partial z / \partial x|
+
+Whole numbers were dequantised (`sbi_dgm.data.exchanged`): their probability is the mean of the density over the unit
+cube above them, by `OFFSETS` fixed points of it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from numpy.typing import ArrayLike
+from torch import nn
+
+from sbi_dgm.data.exchanged import GIVEN, Roles
+from sbi_dgm.errors import FileError
+from sbi_dgm.parameters import Observable
+from sbi_dgm.posterior import Observation, Posterior, observed_arrays, opened, stacked
+from sbi_dgm.priors import Prior
+from sbi_dgm.univariate import Array
+
+OFFSETS = 16  # points of the unit cube for the probability of whole numbers
+
+
+class Likelihood:
+    """A learned likelihood q(x | theta), a surrogate of its simulator; made by `fit(data, learn="likelihood")`.
+
+    Attributes:
+        inner: the same as a density of the vector v of all numbers of x, given theta.
+        roles: what x and theta are.
+
+    Example::
+
+        likelihood = sbi_dgm.fit(data, learn="likelihood", out="runs/likelihood")
+        likelihood.log_prob(x, theta)
+        likelihood.sample(theta, 1000)
+
+    """
+
+    def __init__(self, inner: Posterior, prior: Prior | None = None) -> None:
+        self.inner, self.roles = inner, Roles.restore(inner.record["roles"], prior)
+
+    def __repr__(self) -> str:
+        family = self.inner.model.estimator["name"]
+        return f"Likelihood({', '.join(self.roles.observables)} | {', '.join(self.names)}; {family})"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters."""
+        return list(self.roles.names)
+
+    @property
+    def prior(self) -> Prior | None:
+        """Of the parameters, or None."""
+        return self.roles.prior
+
+    @property
+    def observables(self) -> Mapping[str, Observable]:
+        """What is drawn, by name."""
+        return self.roles.observables
+
+    @property
+    def density(self) -> str:
+        """What `log_prob` is, as for a posterior."""
+        return self.inner.density
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How it was trained."""
+        return self.inner.record
+
+    def using(self, **options: Any) -> "Likelihood":
+        """The same weights with other options of use, as `Posterior.using`."""
+        return Likelihood(self.inner.using(**options), self.prior)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write it to one `.safetensors` file, atomically; `Likelihood.load` reads it."""
+        self.inner.save(path, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, prior: Prior | None = None, embedding: nn.Module | None = None, device: str = "cpu"
+    ) -> "Likelihood":
+        """Read a likelihood.
+
+        Args:
+            prior: needed only where the prior is a function.
+            embedding: needed only where theta's embedding is a module of yours.
+            device: "cpu", "cuda", ..., or "auto".
+
+        Raises:
+            FileError: missing, foreign, newer, corrupted, or a posterior.
+            ExternalError: an object is needed that the file cannot hold.
+
+        """
+        inner = opened(path, embedding=embedding, device=device)
+        if "roles" not in inner.record:
+            raise FileError(f"{path} holds a posterior: load() reads it.")
+        return cls(inner, prior)
+
+    def log_prob(self, x: Observation, theta: ArrayLike) -> Array:
+        """ln q(x | theta), of whole numbers their log-probability; -inf where x cannot be.
+
+        Args:
+            x: one observation or a stack of B, an array or a dict by name.
+            theta: for one observation (D,) or (S, D); for B of them (B, D), one each, or (B, S, D).
+
+        Returns:
+            the shape of theta without its last axis.
+
+        """
+        theta = np.asarray(theta, np.float64)
+        arrays, single = observed_arrays(x, self.observables, self.roles.dtypes)
+        v = self.roles.vector(arrays)
+        given = stacked(theta, len(v), single, len(self.names))
+        pairs = np.repeat(v, given.shape[1], axis=0), {GIVEN: self.roles.given(given.reshape(-1, len(self.names)))}
+        return self._averaged(*pairs).reshape(theta.shape[:-1])
+
+    def _averaged(self, v: Array, given: Mapping[str, Array]) -> Array:
+        """ln of the mean density over the unit cube above whole numbers: (N, L) -> (N,)."""
+        whole = self.roles.whole
+        if not whole.any():
+            return self.inner.log_prob(v, given)
+        cube = scipy.stats.qmc.Sobol(int(whole.sum()), rng=0).random(OFFSETS)
+        offsets = np.zeros((OFFSETS, len(whole)))
+        offsets[:, whole] = cube
+        values = [self.inner.log_prob(v + offset, given) for offset in offsets]
+        return np.logaddexp.reduce(values, axis=0) - np.log(OFFSETS)
+
+    def log_likelihood(self, theta: ArrayLike, x: Observation) -> Array:
+        """`log_prob` in the order of a simulator's `log_likelihood`."""
+        return self.log_prob(x, theta)
+
+    def sample(self, theta: ArrayLike, n: int, *, seed: int | None = None) -> np.ndarray | dict[str, np.ndarray]:
+        """Draws of x: the simulator's surrogate.
+
+        Args:
+            theta: (D,), or a stack (B, D).
+            n: draws for each theta.
+            seed: None draws a fresh one.
+
+        Returns:
+            (n, ...) for one theta, (B, n, ...) for a stack; a dict by name where there are several observables.
+
+        """
+        theta = np.asarray(theta, np.float64)
+        given = self.roles.given(np.atleast_2d(theta))
+        v = self.inner.sample(n, {GIVEN: given}, seed=seed).array
+        drawn = self.roles.observed(v if theta.ndim > 1 else v[0])
+        return drawn if len(drawn) > 1 else next(iter(drawn.values()))

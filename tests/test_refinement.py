@@ -1,0 +1,195 @@
+"""Importance refinement against posteriors and evidences in closed form."""
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, norm
+
+from sbi_dgm.distributions import Normal
+from sbi_dgm.errors import ObservationError, OptionError, PriorError
+from sbi_dgm.parameters import Observable, Parameter
+from sbi_dgm.priors import Prior
+from sbi_dgm.refinement import BLOCK, Refined, refined
+
+PRIOR = Prior([Parameter("a", Normal(0.0, 1.0)), Parameter("b", Normal(0.0, 2.0))])
+NOISE = 0.3
+X = np.array([0.8, -1.0])
+VARIANCE = np.array([1.0, 4.0])
+WIDTH = np.sqrt(1 / (1 / VARIANCE + 1 / NOISE**2))
+CENTRE = X * WIDTH**2 / NOISE**2
+LOG_EVIDENCE = float(norm.logpdf(X, 0, np.sqrt(VARIANCE + NOISE**2)).sum())
+
+
+class Toy:
+    """A normal proposal, of a shift and a width relative to the exact posterior's."""
+
+    names = ("a", "b")
+
+    def __init__(self, shift=0.0, width=1.0, lie=0.0):
+        self.mean, self.sd, self.lie = CENTRE + shift * WIDTH, width * WIDTH, lie
+
+    def require_prior(self, purpose):
+        return PRIOR
+
+    def proposals(self, n, x, seed):
+        theta = self.mean + self.sd * np.random.default_rng(seed).standard_normal((n, 2))
+        return theta, self.proposal_density(theta, x, 0)
+
+    def proposal_density(self, theta, x, seed):
+        return norm.logpdf(theta, self.mean, self.sd).sum(-1) + self.lie
+
+    def observations(self, x):
+        return ([x], True) if x.ndim == 1 else (list(x), False)
+
+
+def log_likelihood(theta, x):
+    return norm.logpdf(x, theta, NOISE).sum(-1)
+
+
+def two_modes(theta, x):
+    """The posterior's twin at -x beside it."""
+    return np.logaddexp(log_likelihood(theta, x), log_likelihood(theta, -x))
+
+
+def weighed(proposal, function=log_likelihood, seed=0, **options):
+    return refined(proposal, function, **({"effective": 5000} | options)).weigh(X, seed=seed)
+
+
+def check_evidence(proposal, function=log_likelihood, expected=LOG_EVIDENCE):
+    """z-scores of twenty runs: as a standard normal's, none beyond 4, their mean square below the 99.9 % point."""
+    scores = []
+    for seed in range(20):
+        found = weighed(proposal, function, seed)
+        scores.append((found.log_evidence - expected) / found.log_evidence_error)
+    assert np.abs(scores).max() < 4
+    assert np.mean(np.square(scores)) < 2.27
+
+
+@pytest.mark.parametrize(
+    "proposal", [Toy(), Toy(1.0), Toy(0.5, 0.7), Toy(0.0, 3.0)], ids=["exact", "off", "narrow", "wide"]
+)
+def test_the_evidence_is_right_within_its_error(proposal):
+    check_evidence(proposal)
+
+
+def test_a_proposal_that_lies_about_its_density_is_noticed():
+    with pytest.raises(AssertionError):
+        check_evidence(Toy(0.5, 1.3, lie=0.1))
+
+
+def check_draws(draws):
+    """Mean and sd within four standard errors of 4,000 draws."""
+    assert (np.abs(draws.mean(0) - CENTRE) < 4 * WIDTH / np.sqrt(4000)).all()
+    assert (np.abs(draws.std(0) / WIDTH - 1) < 4 / np.sqrt(8000)).all()
+
+
+@pytest.mark.parametrize("proposal", [Toy(), Toy(1.0, 1.5)], ids=["exact", "off"])
+def test_draws_are_the_posterior(proposal):
+    check_draws(refined(proposal, log_likelihood, effective=8000).sample(4000, X, seed=1).array)
+
+
+def test_draws_by_another_likelihood_are_noticed():
+    with pytest.raises(AssertionError):
+        check_draws(
+            refined(Toy(), lambda t, x: 1.3 * log_likelihood(t, x), effective=8000).sample(4000, X, seed=1).array
+        )
+
+
+def test_an_exact_posterior_keeps_its_draws():
+    found = weighed(Toy())
+    assert found.effective > 0.94 * len(found.theta)
+    assert found.pareto_k < 0
+    assert found.distinct(1000) == pytest.approx(1000)
+    assert found.trusted
+
+
+def test_a_missed_mode_is_flagged_and_a_covered_one_is_not():
+    missed = refined(Toy(), two_modes, effective=5000, cap=2 * BLOCK).weigh(X, seed=0)
+    assert missed.pareto_k > 0.7
+    assert not missed.trusted
+    assert "misses the posterior or a mode" in missed.verdict
+    covering = weighed(Toy(-CENTRE / WIDTH, (np.abs(CENTRE) + WIDTH) / WIDTH), two_modes)
+    assert covering.trusted
+
+
+def test_the_cap_is_said_and_warned_of():
+    small = refined(Toy(), two_modes, effective=10**6, cap=2 * BLOCK)
+    assert "1000000 were asked for: the cap" in small.weigh(X, seed=0).verdict
+    with pytest.warns(UserWarning, match=r"observation 1: .* of 10 draws are different; .*Pareto"):
+        small.sample(10, np.stack([X, X]), seed=0)
+
+
+def test_it_goes_on_until_enough_are_effective():
+    found = weighed(Toy(1.0), effective=20_000)
+    assert found.reached
+    assert len(found.theta) > BLOCK
+    less = weighed(Toy(1.0), effective=20_000, cap=len(found.theta) - BLOCK)
+    assert not less.reached
+
+
+def test_log_prob_less_the_evidence_is_a_density():
+    posterior = refined(Toy(), log_likelihood, effective=1000)
+    assert posterior.density == "unnormalised"
+    theta = CENTRE + WIDTH * np.random.default_rng(0).standard_normal((50, 2))
+    exact = multivariate_normal(CENTRE, np.diag(WIDTH**2)).logpdf(theta)
+    np.testing.assert_allclose(posterior.log_prob(theta, X) - LOG_EVIDENCE, exact, rtol=0, atol=1e-9)
+
+
+def test_a_stack_is_refined_one_by_one():
+    posterior = refined(Toy(0.0, 2.0), log_likelihood, effective=2000)
+    draws = posterior.sample(3000, np.stack([X, X + 0.2]), seed=0)
+    assert draws.array.shape == (2, 3000, 2)
+    step = draws.array[1].mean(0) - draws.array[0].mean(0)
+    assert (np.abs(step - 0.2 * WIDTH**2 / NOISE**2) < 5 * WIDTH * np.sqrt(2 / 2000)).all()
+    with pytest.raises(ObservationError, match="2 observations: weigh them one by one"):
+        posterior.weigh(np.stack([X, X]))
+
+
+def test_the_seed_decides():
+    a, b, c = (refined(Toy(), log_likelihood, effective=10).sample(5, X, seed=s).array for s in (1, 1, 2))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (lambda t, x: np.where(t[:, 0] > 1, np.nan, 0.0), r"log-likelihood is nan at a = "),
+        (lambda t, x: np.full(len(t), np.inf), r"log-likelihood is inf at a = "),
+        (lambda t, x: np.full(len(t), -np.inf), "zero at all 16384 proposals"),
+        (lambda t, x: t, r"gave shape \(16384, 2\)"),
+    ],
+)
+def test_impossible_likelihoods_are_refused(function, sentence):
+    with pytest.raises(ObservationError, match=sentence):
+        weighed(Toy(), function)
+
+
+@pytest.mark.parametrize("options", [{"effective": 0}, {"effective": 10, "cap": 5}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(OptionError, match="effective"):
+        Refined(Toy(), log_likelihood, **({"cap": BLOCK} | options))
+
+
+def test_what_is_no_likelihood_is_refused():
+    with pytest.raises(OptionError, match="no likelihood"):
+        refined(Toy(), 3, effective=10)
+
+
+def test_a_simulator_is_no_likelihood():
+    class Silent:
+        name, prior, observables = "silent", PRIOR, {"x": Observable((2,))}
+
+        def __call__(self, theta, rng):
+            return theta
+
+    with pytest.raises(OptionError, match="simulator 'silent' has no log_likelihood"):
+        refined(Toy(), Silent(), effective=10)
+
+
+def test_without_a_prior_there_is_no_refinement():
+    class Uninformed(Toy):
+        def require_prior(self, purpose):
+            raise PriorError(f"{purpose} needs the prior")
+
+    with pytest.raises(PriorError, match="refinement needs"):
+        refined(Uninformed(), log_likelihood, effective=10)
