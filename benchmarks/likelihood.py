@@ -58,7 +58,7 @@ def trained(name: str, learn: str, flow: str, seed: int, folder: Path) -> Any:
         theta, x = drawn(task, SIMULATIONS, seed)
         observable = next(iter(task.observables))
         data = sbi_dgm.Simulations.from_arrays(theta, {observable: x}, prior=task.prior)
-        split = sbi_dgm.SplitRule(train=0.9, validation=0.1, test=0.0)
+        split = sbi_dgm.SplitRule(validation=0.1, test=0.0)
         return sbi_dgm.fit(
             data, FLOWS[flow], learn=learn, split=split, seed=seed, out=out, resume=True, progress=False, device="cpu"
         )  # type: ignore[call-overload]

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 import sbi_dgm
-from sbi_dgm import Flow, Likelihood, Simulations, Training, fit
+from sbi_dgm import Flow, Likelihood, Samples, Simulations, Training, fit
+from sbi_dgm.cli import main
 from sbi_dgm.data.exchanged import GIVEN, Roles, exchanged, fitted
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.distributions import JohnsonSU, LogNormal, LogUniform, Normal, Uniform
@@ -274,3 +275,36 @@ def test_members_make_a_mixture():
     )
     assert len(likelihood.record["members"]) == 2
     assert np.isfinite(likelihood.log_prob(np.zeros((3, 2)), PRIOR.sample(3, 0))).all()
+
+
+# The command line
+
+
+def test_the_commands_train_one_and_refine_by_it(tmp_path, capsys):
+    data = simulations(300).save(tmp_path / "sims.h5")
+    np.save(tmp_path / "x.npy", np.array([0.1, 0.3]))
+    quick = ["--set", "training.max_rounds=1", "--device", "cpu"]
+    for learn in ("posterior", "likelihood"):
+        assert main(["train", str(data.path), "--learn", learn, "-o", str(tmp_path / learn), *quick]) == 0
+    assert f"{tmp_path}/likelihood/likelihood.safetensors: flow" in capsys.readouterr().out
+    files = {name: str(tmp_path / name / f"{name}.safetensors") for name in ("posterior", "likelihood")}
+    drawn = ["sample", files["posterior"], str(tmp_path / "x.npy"), "-n", "200", "-o", str(tmp_path / "s.h5")]
+    assert main([*drawn, "--refine", files["likelihood"], "--effective", "500"]) == 0
+    said = capsys.readouterr().out
+    assert "observation 0: " in said
+    assert "Pareto k" in said
+    assert Samples.load(tmp_path / "s.h5").array.shape == (200, 2)
+    assert main(["inspect", files["likelihood"]]) == 0
+    assert "likelihood of x[0], x[1]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "sentence"),
+    [("missing.safetensors", "unknown simulator"), ("benchmark_toys:Line", "has no log_likelihood")],
+)
+def test_what_cannot_refine_is_refused(tmp_path, capsys, likelihood, sentence):
+    fit(simulations(100), SMALL, training=Training(max_rounds=1), progress=False).save(tmp_path / "p.safetensors")
+    np.save(tmp_path / "x.npy", np.zeros(2))
+    words = ["sample", str(tmp_path / "p.safetensors"), str(tmp_path / "x.npy"), "-o", str(tmp_path / "s.h5")]
+    assert main([*words, "--refine", likelihood]) == 2
+    assert sentence in capsys.readouterr().err
