@@ -9,7 +9,7 @@ from torch import nn
 
 from sbi_dgm import embeddings, ensemble, job, options
 from sbi_dgm.data.batches import Noise
-from sbi_dgm.data.exchanged import exchanged, require_likelihood_parts
+from sbi_dgm.data.exchanged import exchanged
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
@@ -113,7 +113,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     prior = data.prior
     split = split or SplitRule()
     if learn == "likelihood":
-        require_likelihood_parts(parameters, noise)
+        _refuse_for_likelihoods(parameters=parameters, noise=noise)
         data, rate = exchanged(data, data.split(split), seed), True
     folder = None if out is None else Path(out)
     _require_folder(folder, max_time=max_time is not None, tensorboard=tensorboard)
@@ -139,6 +139,12 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     )
     learned = job.train(asked) if members == 1 else ensemble.train(asked, members, workers)
     return learned if learn == "posterior" else Likelihood(learned, prior)
+
+
+def _refuse_for_likelihoods(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise OptionError(f"{name} belongs to posteriors: a likelihood is of all parameters, without noise on x.")
 
 
 def _require_folder(folder: Path | None, **asked: bool) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import Split
 from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal
-from sbi_dgm.errors import DataError, ObservationError, OptionError
+from sbi_dgm.errors import DataError, ObservationError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior, restore
 from sbi_dgm.seeds import numpy_generator
@@ -170,10 +170,3 @@ def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
 
 def _moments(v: Array) -> tuple[float, float]:
     return float(v.mean()), float(v.std())
-
-
-def require_likelihood_parts(parameters: Sequence[str] | None, noise: object) -> None:
-    """Raise where something is asked of a likelihood that only posteriors do."""
-    for name, value in {"parameters": parameters, "noise": noise}.items():
-        if value is not None:
-            raise OptionError(f"{name} belongs to posteriors: a likelihood is of all parameters, without noise on x.")

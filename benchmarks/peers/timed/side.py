@@ -58,9 +58,9 @@ def pairs(theta: np.ndarray, x: np.ndarray, observations: int, each: int) -> tup
 
 
 def sizes(shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-    """`Side.network` of the shapes of all trainable arrays."""
+    """`Side.network` of the shapes of all trainable arrays; biases may be columns."""
     numbers = [int(np.prod(shape)) for shape in shapes]
-    matrices = sum(n for n, shape in zip(numbers, shapes, strict=True) if len(shape) > 1)
+    matrices = sum(n for n, shape in zip(numbers, shapes, strict=True) if len(shape) > 1 and shape[-1] > 1)
     return {"weights": matrices, "parameters": sum(numbers)}
 
 
