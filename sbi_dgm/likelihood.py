@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from sbi_dgm.data.exchanged import GIVEN, Roles
+from sbi_dgm.data.observed import Observation, observed_arrays
 from sbi_dgm.errors import FileError
 from sbi_dgm.parameters import Observable
-from sbi_dgm.posterior import Observation, Posterior, observed_arrays, opened, stacked
+from sbi_dgm.posterior import Posterior, opened, stacked
 from sbi_dgm.priors import Prior
 from sbi_dgm.univariate import Array
 

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from sbi_dgm import artifact, embeddings
 from sbi_dgm.coordinates import snap
+from sbi_dgm.data.observed import Observation, observed_arrays
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
 from sbi_dgm.model import Model, device_named, rebuilt, whole
 from sbi_dgm.options import describe, restore
-from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
 from sbi_dgm.refinement import CAP, Refined, refined
 from sbi_dgm.samples import Samples
@@ -33,7 +33,6 @@ from sbi_dgm.seeds import fresh, torch_generator
 from sbi_dgm.univariate import Array
 
 BLOCK = 2**16  # rows of z at once, a fixed number: the same seed gives the same draws on any machine
-Observation = ArrayLike | Mapping[str, ArrayLike]
 
 
 class Posterior:
@@ -165,6 +164,11 @@ class Posterior:
         The error is that of solving the equation behind diffusion and flow matching, zero for exact densities; it says
         nothing of how well the network was trained. `error=False` spares the second solution.
         """
+        return self._log_prob(theta, x, error, None)
+
+    def _log_prob(
+        self, theta: ArrayLike, x: Observation, error: bool, generator: Generator | None
+    ) -> tuple[Array, Array]:
         context, single = self._context(x)
         theta = np.asarray(theta, np.float64)
         coordinates = self.model.reference.coordinates
@@ -176,16 +180,18 @@ class Posterior:
         for rows, draws in _blocks(*z.shape[:2]):
             tensor = torch.as_tensor(z[rows, draws], dtype=torch.float32, device=self.device)
             with torch.no_grad():
-                log_q[rows, draws], errors[rows, draws] = self._density(tensor, context[rows], error)
+                log_q[rows, draws], errors[rows, draws] = self._density(tensor, context[rows], error, generator)
         log_q, errors = np.where(within, log_q + log_det, -np.inf), np.where(within, errors, 0.0)
         return log_q.reshape(theta.shape[:-1]), errors.reshape(theta.shape[:-1])
 
-    def _density(self, z: Tensor, context: Tensor, error: bool) -> tuple[Array, Array | float]:
+    def _density(
+        self, z: Tensor, context: Tensor, error: bool, generator: Generator | None
+    ) -> tuple[Array, Array | float]:
         estimator = self.network.estimator
         if error:
-            log_q, errors = estimator.log_prob_and_error(z, context)
+            log_q, errors = estimator.log_prob_and_error(z, context, generator)
             return _numpy(log_q), _numpy(errors)
-        return _numpy(estimator.log_prob(z, context)), 0.0
+        return _numpy(estimator.log_prob(z, context, generator)), 0.0
 
     def map(self, x: Observation, *, draws: int = 2000, seed: int = 0) -> Array:
         """The maximum of q(theta | x) within the box of its draws: (D,), or (B, D) for a stack.
@@ -283,8 +289,8 @@ class Posterior:
         return samples.array, np.asarray(samples.log_prob)
 
     def proposal_density(self, theta: Array, x: Observation, seed: int) -> Array:
-        """ln q of theta (n, D), as `proposals` gives it."""
-        return self.log_prob(theta, x)
+        """ln q of theta (n, D), as `proposals` gives it: where it is a bound, with noise of its own for each."""
+        return self._log_prob(theta, x, False, torch_generator(seed, device=self.device))[0]
 
 
 def stacked(theta: Array, observations: int, single: bool, size: int) -> Array:
@@ -295,49 +301,6 @@ def stacked(theta: Array, observations: int, single: bool, size: int) -> Array:
         axes = "(D,) or (S, D)" if single else f"({observations}, D) or ({observations}, S, D)"
         raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {size}.")
     return stack
-
-
-def observed_arrays(
-    x: Observation, known: Mapping[str, Observable], dtypes: Mapping[str, str]
-) -> tuple[dict[str, np.ndarray], bool]:
-    """Observations as stacks (B, ...) by name, checked, and whether x was one without its axis."""
-    given = dict(x) if isinstance(x, Mapping) else {next(iter(known)): x}
-    if set(given) != set(known):
-        raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
-    arrays, single = {}, set()
-    for name, observable in known.items():
-        a = as_real(np.asarray(given[name]))
-        single.add(a.shape == observable.shape)
-        if observable.shape not in (a.shape, a.shape[1:]):
-            expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
-            raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
-        arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], dtypes[name])
-    if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
-        raise ObservationError("the observables disagree on the number of observations.")
-    return {name: arrays[name] for name in known}, single.pop()
-
-
-def as_real(a: np.ndarray) -> np.ndarray:
-    """Complex numbers as pairs of real ones, as in the training data."""
-    return np.stack([np.real(a), np.imag(a)], -1) if a.dtype.kind == "c" else a
-
-
-def _cast(name: str, stack: np.ndarray, dtype: str) -> np.ndarray:
-    """The observable in the dtype of the training data; what that cannot hold is refused."""
-    if stack.dtype.kind not in "fiub":
-        raise ObservationError(f"observable {name!r} has dtype {stack.dtype}: give real numbers.")
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = stack.astype(dtype)
-    bad = ~(np.isfinite(stack) & np.isfinite(cast))
-    if cast.dtype.kind != "f":
-        bad |= cast != stack
-    if bad.any():
-        where = np.argwhere(bad)[0].tolist()
-        raise ObservationError(
-            f"observable {name!r} has an entry that is no finite number in {cast.dtype} "
-            f"(observation {where[0]}, entry {where[1:]}: {stack[tuple(where)]}): repair it."
-        )
-    return cast
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Observations from files: a row of a simulation file, `.npy`, `.npz`, CSV or plain text."""
+"""Observations: checked arrays, and what files hold, a row of a simulation file, `.npy`, `.npz`, CSV or plain text."""
 
 import zlib
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sbi_dgm.data.columns import Column
 from sbi_dgm.data.foreign import Layout, observed
@@ -16,6 +17,7 @@ from sbi_dgm.errors import FileError, ObservationError
 from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
 
+Observation = ArrayLike | Mapping[str, ArrayLike]
 HDF5 = (".h5", ".hdf5", ".hdf")
 
 
@@ -73,3 +75,46 @@ def _text(path: Path) -> np.ndarray:
     if not text.strip():
         raise ValueError("it is empty")
     return np.loadtxt(text.splitlines(), delimiter="," if path.suffix == ".csv" else None)
+
+
+def observed_arrays(
+    x: Observation, known: Mapping[str, Observable], dtypes: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Observations as stacks (B, ...) by name, checked, and whether x was one without its axis."""
+    given = dict(x) if isinstance(x, Mapping) else {next(iter(known)): x}
+    if set(given) != set(known):
+        raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
+    arrays, single = {}, set()
+    for name, observable in known.items():
+        a = _as_real(np.asarray(given[name]))
+        single.add(a.shape == observable.shape)
+        if observable.shape not in (a.shape, a.shape[1:]):
+            expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
+            raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
+        arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], dtypes[name])
+    if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
+        raise ObservationError("the observables disagree on the number of observations.")
+    return {name: arrays[name] for name in known}, single.pop()
+
+
+def _as_real(a: np.ndarray) -> np.ndarray:
+    """Complex numbers as pairs of real ones, as in the training data."""
+    return np.stack([np.real(a), np.imag(a)], -1) if a.dtype.kind == "c" else a
+
+
+def _cast(name: str, stack: np.ndarray, dtype: str) -> np.ndarray:
+    """The observable in the dtype of the training data; what that cannot hold is refused."""
+    if stack.dtype.kind not in "fiub":
+        raise ObservationError(f"observable {name!r} has dtype {stack.dtype}: give real numbers.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = stack.astype(dtype)
+    bad = ~(np.isfinite(stack) & np.isfinite(cast))
+    if cast.dtype.kind != "f":
+        bad |= cast != stack
+    if bad.any():
+        where = np.argwhere(bad)[0].tolist()
+        raise ObservationError(
+            f"observable {name!r} has an entry that is no finite number in {cast.dtype} "
+            f"(observation {where[0]}, entry {where[1:]}: {stack[tuple(where)]}): repair it."
+        )
+    return cast
