@@ -1,8 +1,9 @@
 r"""Simulations with their roles exchanged, for learning p(x | theta): x is what is learned, theta what is given.
 
-All numbers of x stand behind each other in one vector v, in float64. Theta goes by the prior's coordinates, where there
-are any. Integers n are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta) is the integral of p(v | theta)
-over [n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
+All numbers of x stand behind each other in one vector v, in float64. Where there is a prior, theta goes by its
+cumulative distribution u = F(theta) between finite bounds, else by Phi^{-1}(u): networks take even spacing best.
+Integers n are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta) is the integral of p(v | theta) over
+[n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
 
 Each entry of v has its own coordinate, z = (v - m) / s, or the same of ln v, or of arcsinh((v - median) / width)
 (Johnson 1949, doi:10.1093/biomet/36.1-2.149): the one whose normal makes the training rows most likely.
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
 
 from sbi_dgm.data.simulations import Simulations
@@ -90,11 +92,14 @@ class Roles(NamedTuple):
         return np.concatenate([np.full(o.size, kinds[name]) for name, o in self.observables.items()])
 
     def given(self, theta: ArrayLike) -> Array:
-        """Theta (N, D) as the network sees it: z under the prior where there is one."""
+        """Theta (N, D) as the network sees it: u, or z where the prior has no bounds; itself without a prior."""
         theta = np.asarray(theta, np.float64)
         if theta.shape[-1:] != (len(self.names),):
             raise ObservationError(f"theta has shape {theta.shape}: its last axis must hold {list(self.names)}.")
-        return theta if self.prior is None else self.prior.standardise(theta)
+        if self.prior is None:
+            return theta
+        z, bounds = self.prior.standardise(theta), (self.prior.coordinates.low, self.prior.coordinates.high)
+        return np.where(np.isfinite(bounds).all(0), scipy.special.ndtr(z), z)
 
     def vector(self, x: Mapping[str, np.ndarray]) -> Array:
         """Observables (N, ...) by name as v (N, L)."""
