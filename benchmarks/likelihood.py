@@ -1,6 +1,7 @@
 """The learned likelihood against known ones, and posteriors refined by true and by learned likelihoods.
 
-    python benchmarks/likelihood.py [--only surrogate,slcp,true,learned] [--folder runs] [--seeds 0]
+    python benchmarks/likelihood.py [--only surrogate,slcp,true,learned] [--dropout 0,0.1]
+        [--folder runs] [--seeds 0]
 
 10,000 simulations, of which 0.9 are trained on, default settings but for what a key says. Each run is trained once and
 kept in `--folder`, each cell measured once: results go to `benchmarks/results/likelihood.json`, so that the same
@@ -25,7 +26,6 @@ from sbi_dgm.simulator import find
 
 RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 SIMULATIONS, DRAWS, HELD_OUT, POINTS = 10_000, 10_000, 10_000, 20
-FLOWS = {"flow": Flow(), "flow, dropout 0.1": Flow(dropout=0.1)}
 
 
 def results() -> dict:
@@ -50,9 +50,9 @@ def drawn(task: Any, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return theta, next(iter(x.values())) if isinstance(x, dict) else x
 
 
-def trained(name: str, learn: str, flow: str, seed: int, folder: Path) -> Any:
+def trained(name: str, learn: str, dropout: float, seed: int, folder: Path) -> Any:
     """The posterior or likelihood of a task, from `folder` if it is there."""
-    out = folder / f"{name}_{learn}_{flow.replace(' ', '')}_{seed}"
+    out = folder / f"{name}_{learn}_{dropout}_{seed}"
     path, task = out / f"{learn}.safetensors", find(name)
     if not path.exists():
         theta, x = drawn(task, SIMULATIONS, seed)
@@ -60,7 +60,15 @@ def trained(name: str, learn: str, flow: str, seed: int, folder: Path) -> Any:
         data = sbi_dgm.Simulations.from_arrays(theta, {observable: x}, prior=task.prior)
         split = sbi_dgm.SplitRule(validation=0.1, test=0.0)
         return sbi_dgm.fit(
-            data, FLOWS[flow], learn=learn, split=split, seed=seed, out=out, resume=True, progress=False, device="cpu"
+            data,
+            Flow(dropout=dropout),
+            learn=learn,
+            split=split,
+            seed=seed,
+            out=out,
+            resume=True,
+            progress=False,
+            device="cpu",
         )  # type: ignore[call-overload]
     return Likelihood.load(path) if learn == "likelihood" else sbi_dgm.load(path)
 
@@ -155,43 +163,43 @@ def main() -> None:
     """Measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="surrogate,slcp,true,learned")
+    parser.add_argument("--dropout", default="0,0.1", help="of likelihoods")
     parser.add_argument("--folder", type=Path, default=Path("likelihood_runs"))
     parser.add_argument("--seeds", default="0")
     a = parser.parse_args()
     for seed in map(int, a.seeds.split(",")):
         for part in a.only.split(","):
-            PARTS[part](seed, a.folder)
+            for dropout in map(float, a.dropout.split(",")):
+                PARTS[part](seed, dropout, a.folder)
 
 
-def _surrogates(name: str) -> Callable[[int, Path], None]:
-    def run(seed: int, folder: Path) -> None:
-        for flow in FLOWS:
-            measured(
-                f"likelihood of {name}, {flow}, seed {seed}",
-                lambda flow=flow: surrogate(name, trained(name, "likelihood", flow, seed, folder)),
-            )
+def _surrogates(name: str) -> Callable[[int, float, Path], None]:
+    def run(seed: int, dropout: float, folder: Path) -> None:
+        measured(
+            f"likelihood of {name}, dropout {dropout:g}, seed {seed}",
+            lambda: surrogate(name, trained(name, "likelihood", dropout, seed, folder)),
+        )
 
     return run
 
 
-def _true(seed: int, folder: Path) -> None:
+def _true(seed: int, dropout: float, folder: Path) -> None:
     for name in ("slcp", "supernovae"):
         measured(
             f"{name} refined by the true likelihood, seed {seed}",
-            lambda name=name: refined(name, trained(name, "posterior", "flow", seed, folder), find(name)),
+            lambda name=name: refined(name, trained(name, "posterior", 0.0, seed, folder), find(name)),
         )
 
 
-def _learned(seed: int, folder: Path) -> None:
-    for flow in FLOWS:
-        measured(
-            f"slcp refined by a learned likelihood, {flow}, seed {seed}",
-            lambda flow=flow: refined(
-                "slcp",
-                trained("slcp", "posterior", "flow", seed, folder),
-                trained("slcp", "likelihood", flow, seed, folder),
-            ),
+def _learned(seed: int, dropout: float, folder: Path) -> None:
+    def measure() -> dict:
+        posterior, likelihood = (
+            trained("slcp", learn, amount, seed, folder)
+            for learn, amount in (("posterior", 0.0), ("likelihood", dropout))
         )
+        return refined("slcp", posterior, likelihood)
+
+    measured(f"slcp refined by a learned likelihood, dropout {dropout:g}, seed {seed}", measure)
 
 
 PARTS = {
