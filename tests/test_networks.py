@@ -160,7 +160,9 @@ def derivatives_are_pushed_forward(net):
     torch.testing.assert_close(value, net(z, s, steering))
     expected = [torch.func.jvp(lambda v: net(v, s, steering), (z,), (e,))[1] for e in along]
     torch.testing.assert_close(pushed, torch.stack(expected))
-    torch.autograd.gradcheck(lambda v, h: net.pushed(v, s, h, along), (z.requires_grad_(), steering.detach().requires_grad_()))
+    torch.autograd.gradcheck(
+        lambda v, h: net.pushed(v, s, h, along), (z.requires_grad_(), steering.detach().requires_grad_())
+    )
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])
@@ -170,5 +172,8 @@ def test_a_steered_network_pushes_derivatives_forward(blocks):
         torch.nn.init.normal_(net.last[1].weight)
     derivatives_are_pushed_forward(net)
     right = networks._silu
-    with mock.patch.object(networks, "_silu", lambda x: (right(x)[0], 1.01 * right(x)[1])), pytest.raises(AssertionError):
+    with (
+        mock.patch.object(networks, "_silu", lambda x: (right(x)[0], 1.01 * right(x)[1])),
+        pytest.raises(AssertionError),
+    ):
         derivatives_are_pushed_forward(net)

@@ -165,7 +165,9 @@ class Continuous(Estimator):
 
         flat = z.flatten(0, -2)
         state = torch.cat([flat, flat.new_zeros(len(flat), 1 if exact else len(directions))], dim=-1)
-        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance, scale=self._unit).unflatten(0, z.shape[:-1])
+        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance, scale=self._unit).unflatten(
+            0, z.shape[:-1]
+        )
         return end[..., :size], end[..., size:]
 
     def _unit(self, y: Tensor, s: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ from torch.autograd.function import once_differentiable
 from sbi_dgm.estimators.base import Space
 from sbi_dgm.estimators.continuous import EXACT, Continuous, ContinuousFamily
 from sbi_dgm.networks import SteeredMLP
-from sbi_dgm.solvers import RK4, Field as Equation
+from sbi_dgm.solvers import RK4
+from sbi_dgm.solvers import Field as Equation
 
 FREQUENCIES = 4  # of the network's time: faster changes would need more steps
 FINER = 2  # times the steps of training in validation
@@ -64,9 +65,7 @@ class ContinuousFlow(ContinuousFamily):
     smoothness: float = Field(default=0.01, ge=0)
 
     def build(self, space: Space, context_dim: int) -> "ContinuousFlowEstimator":
-        network = SteeredMLP(
-            space.size, context_dim, hidden=self.hidden, blocks=self.blocks, frequencies=FREQUENCIES
-        )
+        network = SteeredMLP(space.size, context_dim, hidden=self.hidden, blocks=self.blocks, frequencies=FREQUENCIES)
         return ContinuousFlowEstimator(space, network, self)
 
 
@@ -110,12 +109,13 @@ class ContinuousFlowEstimator(Continuous):
             return torch.cat([f, trace, square + f.square().sum(-1, keepdim=True)], dim=-1)
 
         if self.options.gradient == "adjoint":
-            return Adjoint.apply(slope, places, state, steering, *self.network.parameters())  # type: ignore[return-value]
+            weights = tuple(self.network.parameters())
+            return Adjoint.apply(slope, places, state, steering, *weights)  # type: ignore[return-value]
         return follow(lambda y, s: slope(y, s, steering), state, places)
 
 
 def follow(f: Equation, y: Tensor, places: Tensor) -> Tensor:
-    """dy/ds = f through `places` (n + 1,), without a look at the numbers, which training takes at the end of a round."""
+    """dy/ds = f through `places` (n + 1,); that the numbers are finite is asked of the loss, after a round."""
     for s, following in pairwise(places):
         y, _ = RK4.step(f, y, s, following - s)
     return y

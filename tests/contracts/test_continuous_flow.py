@@ -1,6 +1,7 @@
 """The continuous normalizing flow: its two gradients, its loss and trace, what it learns; laws have wrong twins."""
 
 import math
+from itertools import pairwise
 from unittest import mock
 
 import laws
@@ -111,7 +112,7 @@ def loss_is_minus_log_prob(estimator: Estimator, order: int = 4) -> None:
     log_prob = right.log_prob(z, CONTEXT)
     errors = [float((with_options(right, steps=n)(z, CONTEXT) + log_prob).abs().max()) for n in (4, 8, 16)]  # type: ignore[arg-type]
     assert errors[-1] < 1e-5, f"{errors}"
-    assert all(a > 2 ** (order - 1) * b for a, b in zip(errors, errors[1:], strict=False)), f"{errors}"
+    assert all(a > 2 ** (order - 1) * b for a, b in pairwise(errors)), f"{errors}"
 
 
 def test_the_loss_is_minus_log_prob():
