@@ -183,7 +183,7 @@ def _surrogates(name: str) -> Callable[[int, float, Path], None]:
     return run
 
 
-def _true(seed: int, dropout: float, folder: Path) -> None:
+def _true(seed: int, _: float, folder: Path) -> None:
     for name in ("slcp", "supernovae"):
         measured(
             f"{name} refined by the true likelihood, seed {seed}",

@@ -30,7 +30,7 @@ def train(p: argparse.ArgumentParser) -> None:
     p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
     _output(p, "run folder")
     _layout(p)
-    p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, located (default: flow)")
+    p.add_argument("--estimator", help="flow (the default), diffusion, flow_matching, continuous_flow, vae, located")
     p.add_argument(
         "--learn",
         choices=("posterior", "likelihood"),

@@ -123,13 +123,31 @@ class SteeredMLP(nn.Module):
 
     def forward(self, z: Tensor, s: Tensor, steering: Tensor) -> Tensor:
         """Z (..., D), s (...) and steering (..., 2 H), each broadcast -> (..., D)."""
-        waves = torch.cos(math.pi * s[..., None] * torch.arange(self.time.in_features, device=s.device))
         beside, context = steering.chunk(2, dim=-1)
-        e = functional.silu(self.time(waves.to(z.dtype)) + context)
+        e = self._told(s, context)
         h = self.first(z) + beside
         for block in self.blocks:
             h = block(h, e)
         return self.last(h)
+
+    def pushed(self, z: Tensor, s: Tensor, steering: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+        """The output f (..., D), and (df/dz) e for directions e of `along` (P, ..., D), without dropout.
+
+        Derivatives go forward beside the values, so that both have gradients at the price of 1 + P evaluations.
+        """
+        beside, context = steering.chunk(2, dim=-1)
+        e = self._told(s, context)
+        h, tangent = self.first(z) + beside, functional.linear(along, self.first.weight)
+        for block in cast("Sequence[_Steered]", self.blocks):
+            h, tangent = block.pushed(h, e, tangent)
+        value, slope = _silu(h)
+        last = cast("nn.Linear", self.last[1])
+        return last(value), functional.linear(slope * tangent, last.weight)
+
+    def _told(self, s: Tensor, context: Tensor) -> Tensor:
+        """What blocks hear of time and context."""
+        waves = torch.cos(math.pi * s[..., None] * torch.arange(self.time.in_features, device=s.device))
+        return functional.silu(self.time(waves.to(context.dtype)) + context)
 
 
 class _Steered(nn.Module):
@@ -143,6 +161,19 @@ class _Steered(nn.Module):
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         inner = functional.silu(self.inner(functional.silu(h)) + self.steering(e))
         return h + self.outer(self.dropout(inner))
+
+    def pushed(self, h: Tensor, e: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = _silu(h)
+        inner, bend = _silu(self.inner(value) + self.steering(e))
+        push = bend * functional.linear(slope * tangent, self.inner.weight)
+        return h + self.outer(inner), tangent + functional.linear(push, self.outer.weight)
+
+
+def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU and its derivative."""
+    share = torch.sigmoid(x)
+    value = x * share
+    return value, share + value * (1 - share)
 
 
 class Columns(nn.Module):

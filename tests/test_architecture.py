@@ -25,8 +25,8 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " data.streaming data.guess data.observed shards executors campaign"
     ),
     (
-        "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.diffusion"
-        " estimators.flow_matching estimators.located"
+        "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.denoising"
+        " estimators.diffusion estimators.flow_matching estimators.continuous_flow estimators.located"
     ),
     "samples artifact refinement model posterior likelihood",
     "checkpoints optimiser loop tensorboard preparation weights job ensemble training",

@@ -1,9 +1,12 @@
 """Masks that hide what they must and pass what they may; starts at zero; rows that never meet."""
 
+from unittest import mock
+
 import pytest
 import torch
 
-from sbi_dgm.networks import JointMLP, MaskedMLP, ResidualMLP
+from sbi_dgm import networks
+from sbi_dgm.networks import JointMLP, MaskedMLP, ResidualMLP, SteeredMLP
 from sbi_dgm.seeds import lending
 
 SHAPES = [(1, 2, 3), (2, 3, 1), (5, 4, 2), (3, 1, 4)]  # features, context, outputs per feature
@@ -145,3 +148,32 @@ def test_dropout_acts_in_training_only_and_from_the_lent_generator():
     assert not torch.equal(draw(1), draw(2))
     net.eval()
     assert torch.equal(draw(1), draw(2))
+
+
+def derivatives_are_pushed_forward(net):
+    """The output is that of `forward`, and derivatives along directions those of torch, with gradients in float64."""
+    noise = torch.Generator().manual_seed(6)
+    z, c = torch.randn(5, 3, generator=noise).double(), torch.randn(5, 2, generator=noise).double()
+    s, along = torch.rand(5, generator=noise).double(), torch.randn(4, 5, 3, generator=noise).double()
+    steering = net.steer(c)
+    value, pushed = net.pushed(z, s, steering, along)
+    torch.testing.assert_close(value, net(z, s, steering))
+    expected = [torch.func.jvp(lambda v: net(v, s, steering), (z,), (e,))[1] for e in along]
+    torch.testing.assert_close(pushed, torch.stack(expected))
+    torch.autograd.gradcheck(
+        lambda v, h: net.pushed(v, s, h, along), (z.requires_grad_(), steering.detach().requires_grad_())
+    )
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_a_steered_network_pushes_derivatives_forward(blocks):
+    with lending(7):
+        net = SteeredMLP(3, 2, hidden=6, blocks=blocks).double()
+        torch.nn.init.normal_(net.last[1].weight)
+    derivatives_are_pushed_forward(net)
+    right = networks._silu
+    with (
+        mock.patch.object(networks, "_silu", lambda x: (right(x)[0], 1.01 * right(x)[1])),
+        pytest.raises(AssertionError),
+    ):
+        derivatives_are_pushed_forward(net)

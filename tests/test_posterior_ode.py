@@ -1,4 +1,6 @@
-"""Posteriors of diffusion and flow matching: use after training, resume, files, the command line."""
+"""Posteriors of diffusion, flow matching and continuous flows: use after training, resume, files, the command line."""
+
+from functools import cache
 
 import numpy as np
 import pytest
@@ -8,34 +10,43 @@ import sbi_dgm
 from sbi_dgm.cli import main
 from sbi_dgm.errors import OptionError, SolverError
 from sbi_dgm.estimators.base import Family
+from sbi_dgm.estimators.continuous_flow import ContinuousFlow
 from sbi_dgm.estimators.diffusion import Diffusion
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.flow_matching import FlowMatching
 from sbi_dgm.estimators.located import Located
 
 TINY = {"hidden": 16, "blocks": 1, "dropout": 0.2}
-FAMILIES: dict[str, Family] = {
+DENOISING: dict[str, Family] = {
     "diffusion": Diffusion(**TINY),
     "flow matching": FlowMatching(**TINY),
     "located diffusion": Located(Diffusion(**TINY), hidden=8, blocks=1),
 }
+FAMILIES = DENOISING | {"continuous flow": ContinuousFlow(hidden=16, blocks=1)}
 X = np.array([0.1, 0.5, 0.4])
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys(), scope="module")
-def family(request) -> Family:
-    return request.param
+@cache
+def fitted(name: str) -> sbi_dgm.Posterior:
+    return toys.fit(estimator=FAMILIES[name], seed=3)
 
 
-@pytest.fixture(scope="module")
-def posterior(family) -> sbi_dgm.Posterior:
-    return toys.fit(estimator=family, seed=3)
+@pytest.fixture(params=FAMILIES, scope="module")
+def posterior(request) -> sbi_dgm.Posterior:
+    return fitted(request.param)
 
 
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(family, posterior, tmp_path):
+@pytest.fixture(params=DENOISING, scope="module")
+def denoising(request) -> sbi_dgm.Posterior:
+    return fitted(request.param)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, tmp_path):
+    family = FAMILIES[name]
     with toys.interrupted_at(12):
         toys.fit(estimator=family, seed=3, out=tmp_path / "run")
-    toys.check_same(toys.fit(estimator=family, seed=3, out=tmp_path / "run", resume=True), posterior)
+    toys.check_same(toys.fit(estimator=family, seed=3, out=tmp_path / "run", resume=True), fitted(name))
 
 
 def test_a_loaded_posterior_draws_the_same(posterior, tmp_path):
@@ -73,20 +84,29 @@ def test_exact_densities_have_no_error():
     assert (error == 0).all()
 
 
-def test_a_sampler_is_chosen_after_training(posterior):
-    before = posterior.sample(20, X, seed=6).array
-    other = posterior.using(sampler="heun", steps=60)
+def test_a_sampler_is_chosen_after_training(denoising):
+    before = denoising.sample(20, X, seed=6).array
+    other = denoising.using(sampler="heun", steps=60)
     assert (other.sample(20, X, seed=6).array != before).any()
-    assert np.abs(posterior.using(sampler="dpm", steps=200).sample(20, X, seed=6).array - before).max() < 0.2
+    assert np.abs(denoising.using(sampler="dpm", steps=200).sample(20, X, seed=6).array - before).max() < 0.2
     assert (other.using(sampler="dpm", steps=24).sample(20, X, seed=6).array == before).all()
-    assert (posterior.sample(20, X, seed=6).array == before).all()
+    assert (denoising.sample(20, X, seed=6).array == before).all()
 
 
-def test_what_training_fixed_cannot_be_changed_after_it(posterior):
+def test_what_training_fixed_cannot_be_changed_after_it(denoising):
     with pytest.raises(OptionError, match=r"after training 'hidden'.*Known: probes, sampler, steps, tolerance"):
-        posterior.using(hidden=8)
+        denoising.using(hidden=8)
     with pytest.raises(OptionError, match="steps"):
-        posterior.using(steps=0)
+        denoising.using(steps=0)
+
+
+def test_a_continuous_flow_is_drawn_to_its_tolerance():
+    posterior = fitted("continuous flow")
+    fine, coarse = (posterior.using(tolerance=t).sample(200, X, seed=6).array for t in (1e-6, 1e-3))
+    assert (fine != coarse).any()
+    assert np.abs(fine - posterior.sample(200, X, seed=6, log_prob=True).array).max() < 1e-3
+    with pytest.raises(OptionError, match=r"after training 'steps'.*Known: probes, tolerance"):
+        posterior.using(steps=8)
 
 
 def test_a_diverged_network_is_told_and_draws_nothing(posterior):

@@ -120,6 +120,7 @@ FAMILIES: options.Table = {
     "flow": ("sbi_dgm.estimators.flow", "Flow"),
     "diffusion": ("sbi_dgm.estimators.diffusion", "Diffusion"),
     "flow_matching": ("sbi_dgm.estimators.flow_matching", "FlowMatching"),
+    "continuous_flow": ("sbi_dgm.estimators.continuous_flow", "ContinuousFlow"),
     "located": ("sbi_dgm.estimators.located", "Located"),
 }
 

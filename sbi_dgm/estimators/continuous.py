@@ -1,4 +1,4 @@
-r"""Densities by an ordinary differential equation: what diffusion and flow matching share.
+r"""Densities and draws by an ordinary differential equation: what all families of continuous time share.
 
 A field f(y, s, c) carries p(z | c) at s = `data` to a normal N(m(c), v I) at s = `noise`, along dy/ds = f. Then (Chen
 et al. 2018, arXiv:1806.07366, theorem 1)
@@ -6,18 +6,13 @@ et al. 2018, arXiv:1806.07366, theorem 1)
 .. math::
     \ln p(z | c) = \ln N(y_1; m, v I) + \int_\text{data}^\text{noise} \mathrm{tr}\, \frac{\partial f}{\partial y}\, ds ,
 
-and draws with a density come from the same equation, backwards from noise. The trace is exact up to `EXACT` dimensions,
+and draws come from the same equation, backwards from noise. The trace is exact up to `EXACT` dimensions,
 and beyond an average of e^T (df/dy) e over random signs e (Hutchinson 1990), the same along the whole way of a row.
-Densities have no gradients: they would need those of the trace.
-
-Draws without a density need fewer evaluations: every such field has a denoiser x(y, nu, c) = E[z | y = z + nu epsilon,
-c], and `sbi_dgm.solvers.SAMPLERS` go by that. They start at a noise `high`, where y is normal about x(0, high, c) of
-variance 1 + high^2 but for a share of 1 / high^2, and end at `low`.
+Densities have no gradients: they would need those of the trace, which only `continuous_flow` has, in its loss.
 """
 
 import math
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -26,55 +21,29 @@ from torch import Generator, Tensor
 from sbi_dgm import solvers
 from sbi_dgm.estimators.base import Estimator, Family, Space
 from sbi_dgm.networks import SteeredMLP
-from sbi_dgm.schedules import levels
 from sbi_dgm.seeds import torch_generator
-from sbi_dgm.solvers import SAMPLERS
 
 EXACT = 16  # dimensions up to which the trace is exact
 FINEST = 0.01  # errors of y count in units of this plus the noise in y: what moves ln p by about one
-REPEATS = 8  # noise draws of a row in validation
-
-
-def even(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:
-    """Numbers in [0, 1), each uniform, evenly spaced as a whole (Kingma et al. 2021, appendix I.1)."""
-    count = math.prod(shape)
-    start = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
-    line = torch.arange(count, dtype=like.dtype, device=like.device) / max(count, 1)
-    return ((start + line) % 1).reshape(shape)
 
 
 class ContinuousFamily(Family):
-    """Options that diffusion and flow matching share.
+    """Options that families of continuous time share.
 
     Attributes:
-        low, high: noise, in units of the signal, at which samplers end and start.
         hidden: width of the network.
         blocks: its number of residual blocks.
-        dropout: fraction of their hidden units that a training step leaves out.
-        repeats: noise draws of each row in a training step; they share the embedding.
-        sampler: how `sample` goes from noise to data; "dpm" is the quickest, "ancestral" and "sde" are stochastic.
-        steps: its number of steps; "heun" evaluates the network twice in each, the others once.
         tolerance: of the solver behind densities, a step; ln p is right to some hundred tolerances.
         probes: random signs for the trace, beyond 16 dimensions.
 
     """
 
-    USE = frozenset({"sampler", "steps", "tolerance", "probes"})
+    USE = frozenset({"tolerance", "probes"})
 
-    low: float = Field(default=1e-3, gt=0)
-    high: float = Field(default=30.0, gt=1)
     hidden: int = Field(default=128, ge=1)
     blocks: int = Field(default=4, ge=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    repeats: int = Field(default=1, ge=1)
-    sampler: Literal["dpm", "heun", "euler", "ancestral", "sde"] = "dpm"
-    steps: int = Field(default=24, ge=1)
     tolerance: float = Field(default=1e-5, gt=0, le=1e-3)
     probes: int = Field(default=8, ge=2)
-
-    def network(self, space: Space, context_dim: int) -> SteeredMLP:
-        """The untrained network."""
-        return SteeredMLP(space.size, context_dim, hidden=self.hidden, blocks=self.blocks, dropout=self.dropout)
 
 
 class Continuous(Estimator):
@@ -101,10 +70,6 @@ class Continuous(Estimator):
     def field(self, y: Tensor, s: Tensor, steering: Tensor) -> Tensor:
         """dy/ds: y (..., D), s (...), steering (..., 2 H) -> (..., D)."""
 
-    @abstractmethod
-    def denoise(self, y: Tensor, nu: Tensor, steering: Tensor) -> Tensor:
-        """E[z | y = z + nu epsilon, c]: y (..., D), nu (...), steering (..., 2 H) -> (..., D)."""
-
     def centre(self, steering: Tensor) -> Tensor:
         """The mean m of the normal at `noise`: steering (B, 2 H) -> (B, D) or (D,)."""
         return steering.new_zeros(self.space.size)
@@ -113,18 +78,16 @@ class Continuous(Estimator):
     def spread(self, s: Tensor) -> Tensor:
         """The noise in y at s."""
 
-    def levels(self) -> Tensor:
-        """The noise that `sample` visits, falling, in float64."""
-        return levels(self.options.low, self.options.high, self.options.steps)
-
+    @torch.no_grad()
     def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
-        steering, nu = self.network.steer(context)[:, None], self.levels().to(context)
-        shape = (len(context), n, self.space.size)
-        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
-        mean = self.denoise(torch.zeros_like(normal[:, :1]), nu[0], steering)
-        sampler = SAMPLERS[self.options.sampler]
-        start = mean + (1 + nu[0].square()).sqrt() * normal
-        return sampler(lambda y, level: self.denoise(y, level, steering), start, nu, generator)
+        steering, y = self.network.steer(context), self._start(n, context, generator)
+        flat = y.flatten(0, -2)
+
+        def slope(y: Tensor, s: Tensor, rows: Tensor) -> Tensor:
+            return self.field(y, s, steering[rows // n])
+
+        ends = (self.noise, self.data)
+        return solvers.adaptive(slope, flat, *ends, tolerance=self.options.tolerance, scale=self._unit).view_as(y)
 
     @torch.no_grad()
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
@@ -148,18 +111,22 @@ class Continuous(Estimator):
 
     @torch.no_grad()
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        shape, mean = (len(context), n, self.space.size), self._mean(context)
-        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
-        y = mean + math.sqrt(self.variance) * normal
+        y = self._start(n, context, generator)
         signs = self._signs(y, generator)
         z, traces = self._carried(y, context, signs, self.noise, self.data, self.options.tolerance)
-        return z, (self._log_normal(y - mean)[..., None] - traces).mean(-1)
+        return z, (self._log_normal(y - self._mean(context))[..., None] - traces).mean(-1)
 
     def _density(self, z: Tensor, context: Tensor, signs: Tensor, tolerance: float) -> Tensor:
         """ln p by each probe: (..., P)."""
         y, traces = self._carried(z, context, signs, self.data, self.noise, tolerance)
         mean = self._mean(context) if z.ndim > 2 else self._mean(context)[:, 0]
         return self._log_normal(y - mean)[..., None] + traces
+
+    def _start(self, n: int, context: Tensor, generator: Generator | None) -> Tensor:
+        """Draws of the normal at `noise` (B, n, D)."""
+        shape = (len(context), n, self.space.size)
+        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
+        return self._mean(context) + math.sqrt(self.variance) * normal
 
     def _mean(self, context: Tensor) -> Tensor:
         """M for each context, (B, 1, D)."""
@@ -196,11 +163,14 @@ class Continuous(Estimator):
             traces = (torch.stack(pulled) * along).sum(-1)
             return torch.cat([field.detach(), traces.sum(0)[:, None] if exact else traces.T], dim=-1)
 
-        def scale(y: Tensor, s: Tensor) -> Tensor:
-            noise = (FINEST + self.spread(s))[:, None].expand(-1, size)
-            return torch.cat([noise, torch.ones_like(y[:, size:])], dim=-1)
-
         flat = z.flatten(0, -2)
         state = torch.cat([flat, flat.new_zeros(len(flat), 1 if exact else len(directions))], dim=-1)
-        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance, scale=scale).unflatten(0, z.shape[:-1])
+        end = solvers.adaptive(slope, state, start, stop, tolerance=tolerance, scale=self._unit).unflatten(
+            0, z.shape[:-1]
+        )
         return end[..., :size], end[..., size:]
+
+    def _unit(self, y: Tensor, s: Tensor) -> Tensor:
+        """The size of an error of one in y (r, D) and in the integrals behind it."""
+        noise = (FINEST + self.spread(s))[:, None].expand(-1, self.space.size)
+        return torch.cat([noise, torch.ones_like(y[:, self.space.size :])], dim=-1)

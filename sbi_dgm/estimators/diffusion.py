@@ -28,7 +28,7 @@ from torch import Generator, Tensor
 
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import Space
-from sbi_dgm.estimators.continuous import REPEATS, Continuous, ContinuousFamily, even
+from sbi_dgm.estimators.denoising import REPEATS, Denoising, DenoisingFamily, even
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.schedules import SCHEDULES, Schedule
 
@@ -71,8 +71,8 @@ PARAMETRISATIONS: dict[str, Callable[[Tensor, Tensor, Coefficients], Coefficient
 }
 
 
-class Diffusion(ContinuousFamily):
-    """Options of a diffusion model, beside those of `ContinuousFamily`.
+class Diffusion(DenoisingFamily):
+    """Options of a diffusion model, beside those of `DenoisingFamily`.
 
     Attributes:
         schedule: the forward process.
@@ -97,7 +97,7 @@ class Diffusion(ContinuousFamily):
         return DiffusionEstimator(space, self.network(space, context_dim), self)
 
 
-class DiffusionEstimator(Continuous):
+class DiffusionEstimator(Denoising):
     """The denoiser, and what follows from it; y = z + nu epsilon throughout."""
 
     options: Diffusion

@@ -23,13 +23,13 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from sbi_dgm.estimators.base import Space
-from sbi_dgm.estimators.continuous import REPEATS, Continuous, ContinuousFamily, even
+from sbi_dgm.estimators.denoising import REPEATS, Denoising, DenoisingFamily, even
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.schedules import SCHEDULES, Schedule
 
 
-class FlowMatching(ContinuousFamily):
-    """Options of flow matching, beside those of `ContinuousFamily`.
+class FlowMatching(DenoisingFamily):
+    """Options of flow matching, beside those of `DenoisingFamily`.
 
     Attributes:
         path: between noise and data.
@@ -49,7 +49,7 @@ class FlowMatching(ContinuousFamily):
         return FlowMatchingEstimator(space, self.network(space, context_dim), self)
 
 
-class FlowMatchingEstimator(Continuous):
+class FlowMatchingEstimator(Denoising):
     """The velocity, and what follows from it."""
 
     options: FlowMatching

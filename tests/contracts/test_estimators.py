@@ -11,6 +11,7 @@ from torch import Tensor
 from twins import accuses
 
 from sbi_dgm.estimators.base import Estimator, Family, Space
+from sbi_dgm.estimators.continuous_flow import ContinuousFlow
 from sbi_dgm.estimators.diffusion import Diffusion
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.flow_matching import FlowMatching
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     "located flow": Located(Flow(**SMALL), **NETWORK),
     "diffusion": Diffusion(**NETWORK, steps=96),
     "flow matching": FlowMatching(**NETWORK, steps=48),
+    "continuous flow": ContinuousFlow(**NETWORK),
     "located flow matching": Located(FlowMatching(**NETWORK, steps=48), **NETWORK),
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
