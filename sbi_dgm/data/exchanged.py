@@ -5,8 +5,10 @@ cumulative distribution u = F(theta) between finite bounds, else by Phi^{-1}(u):
 Integers n are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta) is the integral of p(v | theta) over
 [n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
 
-Each entry of v has its own coordinate, z = (v - m) / s, or the same of ln v, or of arcsinh((v - median) / width)
-(Johnson 1949, doi:10.1093/biomet/36.1-2.149): the one whose normal makes the training rows most likely.
+Each entry of v has its own coordinate, z = (v - m) / s, or the same of ln v, or, where tails are as heavy as
+`sbi_dgm.data.scaling` says, of arcsinh((v - median) / width) (Johnson 1949, doi:10.1093/biomet/36.1-2.149): the one
+whose normal makes the training rows most likely. Lighter tails stay straight: behind a sinh, draws a little too wide in
+z are far too wide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+from sbi_dgm.data.scaling import HEAVY, LEVELS
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import Split
 from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal
@@ -152,7 +155,9 @@ def _refuse_constants(roles: Roles, v: Array) -> None:
 
 
 def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
-    """The normal, log-normal or Johnson's S_U under which v (N,) is most likely; the normal unless clearly worse.
+    """The normal, log-normal or, of heavy tails, Johnson's S_U under which v (N,) is most likely.
+
+    The normal unless it is clearly worse.
 
     Args:
         v: numbers.
@@ -167,8 +172,9 @@ def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
     normal, curved = Normal(*_moments(v)), [LogNormal(*_moments(np.log(v)))] if positive else []
     if positive and whole:
         return curved[0]
-    low, median, high = np.quantile(v, [0.16, 0.5, 0.84]).tolist()
-    widths = (WIDTHS * (high - low)).tolist() if high > low else []
+    lowest, low, median, high, highest = np.quantile(v, LEVELS).tolist()
+    heavy = highest - lowest > HEAVY * (high - low) > 0
+    widths = (WIDTHS * (high - low)).tolist() if heavy else []
     bent = [JohnsonSU(median, width, *_moments(np.arcsinh((v - median) / width))) for width in widths]
     return max([normal, *curved, *bent], key=lambda d: float(d.log_prob(v).mean()) - GAIN * (d is not normal))
 
