@@ -26,7 +26,7 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     ),
     (
         "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.diffusion"
-        " estimators.flow_matching estimators.located"
+        " estimators.flow_matching estimators.normals estimators.vae estimators.located"
     ),
     "samples artifact model posterior",
     "checkpoints optimiser loop tensorboard preparation weights job ensemble training",
