@@ -255,7 +255,7 @@ class Run:
 
     @torch.no_grad()
     def _figures(self) -> dict[str, float]:
-        """What the averaged estimator has to say of the validation rows, at most of so many as a network takes at once."""
+        """What the averaged estimator says of the validation rows, of so many as a network takes at once."""
         estimator = self.averaged.estimator
         if type(estimator).monitor is Estimator.monitor:
             return {}

@@ -72,7 +72,7 @@ class Estimator(nn.Module):
         raise NotImplementedError
 
     def monitor(self, z: Tensor, context: Tensor) -> dict[str, float]:
-        """Figures of held-out rows for the history of training, always of the same names: none, unless a family has some."""
+        """Figures of held-out rows for the history of training, by names that stay; most families have none."""
         return {}
 
     def concern(self, figures: Mapping[str, float]) -> str:

@@ -22,6 +22,17 @@ def bounded(log_scale: Tensor) -> Tensor:
     return 7 * torch.tanh(log_scale / 7)
 
 
+def divergence(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(q, p) of normals, each a mean and an sd, coordinate by coordinate.
+
+    >>> divergence((torch.tensor(1.0), torch.tensor(1.0)), (torch.tensor(0.0), torch.tensor(1.0)))
+    tensor(0.5000)
+    """
+    (mean, sd), (other_mean, other_sd) = q, p
+    ratio = sd / other_sd
+    return 0.5 * (ratio.square() + ((mean - other_mean) / other_sd).square() - 1) - ratio.log()
+
+
 class Line(nn.Module):
     """What a line of slope `skip` says: x (..., inputs) -> its place a x (..., outputs), and sqrt(1 - a^2) (outputs,).
 

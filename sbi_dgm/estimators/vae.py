@@ -3,40 +3,41 @@ r"""Conditional variational autoencoders: the density of z as a mixture over lat
 .. math::  p(z | c) = \int p(z | w, c) \, p(w | c) \, dw ,
 
 with a decoder p(z | w, c), a mixture of normals of full covariance, and a prior p(w | c), a learned normal or any
-family with an exact density, such as a flow (Chen et al. 2016, arXiv:1611.02731). An encoder q(w | z, c), a normal, says
-where to look for the w of a z. With draws w_k of it, written w = mu(z, c) + s(z, c) epsilon so that gradients pass (Kingma
-and Welling 2013, arXiv:1312.6114; given a context: Sohn, Lee and Yan 2015),
+family with an exact density, such as a flow (Chen et al. 2016, arXiv:1611.02731). An encoder q(w | z, c), a normal,
+says where to look for the w of a z. With draws w_k of it, written w = mu(z, c) + s(z, c) epsilon so that gradients
+pass (Kingma and Welling 2013, arXiv:1312.6114; given a context: Sohn, Lee and Yan 2015),
 
 .. math::
     \ln \hat p_K(z) = \ln \frac1K \sum_{k=1}^K v_k , \qquad v_k = \frac{p(z | w_k, c) \, p(w_k | c)}{q(w_k | z, c)}
 
-has :math:`E[\hat p_K] = p(z | c)`, so that :math:`E \ln \hat p_K \le \ln p(z | c)` by Jensen's inequality: a bound, which
-rises with K to the truth (Burda, Grosse and Salakhutdinov 2015, arXiv:1509.00519, theorem 1) and for K = 1 is the ELBO,
-E ln p(z | w, c) - KL(q(w | z, c), p(w | c)). The loss is its negative, with K = `samples`; `log_prob` is the bound with
-K = `importance`.
+has :math:`E[\hat p_K] = p(z | c)`, so that :math:`E \ln \hat p_K \le \ln p(z | c)` by Jensen's inequality: a bound,
+which rises with K to the truth (Burda, Grosse and Salakhutdinov 2015, arXiv:1509.00519, theorem 1) and for K = 1 is
+the ELBO, E ln p(z | w, c) - KL(q(w | z, c), p(w | c)). The loss is its negative, with K = `samples`; `log_prob` is
+the bound with K = `importance`.
 
-**Draws know their latents.** A draw z of the model comes with its own w_1, a draw of p(w | z, c). With w_2 ... w_K from the
-encoder, and w_1 in a random place among them, the density of all latents given z is
+**Draws know their latents.** A draw z of the model comes with its own w_1, a draw of p(w | z, c). With w_2 ... w_K
+from the encoder, and w_1 in a random place among them, the density of all latents given z is
 
 .. math::
     \frac1K \sum_j p(w_j | z, c) \prod_{k \ne j} q(w_k | z, c)
     = \frac{\hat p_K(z)}{p(z | c)} \prod_k q(w_k | z, c) , \qquad \text{so} \quad
     E\left[\frac{1}{\hat p_K(z)} \,\middle|\, z\right] = \frac{1}{p(z | c)} .
 
-That is what `sample_and_log_prob` gives, ln p_K with w_1 among the latents: weights f(z) / p_K(z) of draws have the mean
-int f dz without any bias, for every K, because they are weights of the extended space (z, w_1, ..., w_K) (Andrieu and
-Roberts 2009; Domke and Sheldon 2018, arXiv:1808.09034). On average it lies above ln p (Grosse, Ghahramani and Adams 2015,
-arXiv:1511.02543), and the distance from `log_prob` at the same draws says how well either is known.
+That is what `sample_and_log_prob` gives, ln p_K with w_1 among the latents: weights f(z) / p_K(z) of draws have the
+mean int f dz without any bias, for every K, because they are weights of the extended space (z, w_1, ..., w_K)
+(Andrieu and Roberts 2009; Domke and Sheldon 2018, arXiv:1808.09034). On average it lies above ln p (Grosse,
+Ghahramani and Adams 2015, arXiv:1511.02543), and the distance from `log_prob` at the same draws says how well either
+is known.
 
 **Levels.** Of L levels each is the latent of the one below: p(w_1 | w_2, c) ... p(w_L | c), and encoders upwards,
 q(w_1 | z, c) q(w_2 | w_1, c) ... All of the above holds for w = (w_1, ..., w_L).
 
-**Collapse.** A decoder that explains z without w leaves q(w | z, c) = p(w | c), which costs nothing: latents that carry
-no information. `monitor` measures it, the mean of ln q - ln p for each latent, and `concern` says so. Against it: `skip`, a
-line from w to z (`sbi_dgm.estimators.normals`); `free_bits`, nats below which the KL of a latent costs nothing (Kingma et
-al. 2016, arXiv:1606.04934, here for each row); `anneal`, a KL that counts more and more (Bowman et al. 2015,
-arXiv:1511.06349); fewer `components`. `beta` weighs the KL (Higgins et al. 2017): other than 1 there is no bound any more
-in training, but still one in `log_prob`.
+**Collapse.** A decoder that explains z without w leaves q(w | z, c) = p(w | c), which costs nothing: latents that
+carry no information. `monitor` measures it, the KL of each latent, and `concern` says so. Against
+it: `skip`, a line from w to z (`sbi_dgm.estimators.normals`); `free_bits`, nats below which the KL of a latent costs
+nothing (Kingma et al. 2016, arXiv:1606.04934, here for each row); `anneal`, a KL that counts more and more (Bowman et
+al. 2015, arXiv:1511.06349); fewer `components`. `beta` weighs the KL (Higgins et al. 2017): where it is
+not 1, the loss is not the bound, and `log_prob` still is.
 
 An untrained VAE is close to N(0, I).
 """
@@ -51,12 +52,12 @@ from torch import Generator, Tensor, nn
 
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import Estimator, Family, Space
-from sbi_dgm.estimators.normals import Normal, Normals
+from sbi_dgm.estimators.normals import Normal, Normals, divergence
 from sbi_dgm.seeds import torch_generator
 
 PIECE = 2**21  # numbers that pass together
 ACTIVE = 0.01  # nats of KL from which on a latent tells something of z
-LOOKS = 8  # draws of the encoder behind `monitor`
+ROWS, ABOVE = 512, 256  # behind `monitor`: rows at most, and draws of the level above
 
 
 class VAE(Family):
@@ -71,7 +72,7 @@ class VAE(Family):
         samples: draws of the encoder in the loss; 1 is the ELBO.
         beta: weight of the KL in the loss.
         anneal: let that weight rise from zero as training goes.
-        free_bits: nats of KL that are free, for each latent.
+        free_bits: nats of KL that are free, for each latent (given those of the level above).
         encoder_sd: of the encoder, where fixed; None lets it be learned.
         importance: K, draws of the encoder behind a density.
         hidden: width of the networks.
@@ -134,11 +135,15 @@ class VAEEstimator(Estimator):
     ) -> Tensor:
         o = self.options
         noise = self._noise(len(z), o.samples, z, generator or torch_generator(0, device=z.device))
-        log_likelihood, kl = self._terms(z, self._encoded(z, context, noise), context)
+        latents = self._encoded(z, context, noise)
+        log_likelihood, kl = self._terms(z, latents, context)
         weight = o.beta * (progress if o.anneal else 1.0)
-        bound = _log_mean(log_likelihood - weight * torch.cat(kl, -1).sum(-1))
-        free = [(o.free_bits * self.latent / part.shape[-1] - part.mean(1)).relu().sum(-1) for part in kl]
-        return weight * torch.stack(free).sum(0) - bound if o.free_bits else -bound
+        loss = -_log_mean(log_likelihood - weight * torch.cat(kl, -1).sum(-1))
+        if o.free_bits:
+            kl[-1] = self._divergence(z, latents, context)
+            missing = [(o.free_bits * self.latent / part.shape[-1] - part.mean(1)).relu() for part in kl]
+            loss = loss + weight * torch.cat(missing, -1).sum(-1)
+        return loss
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
         """A bound below ln p(z | context) in the mean over its noise: (B, D) -> (B,), or (B, S, D) -> (B, S).
@@ -185,11 +190,18 @@ class VAEEstimator(Estimator):
     def monitor(self, z: Tensor, context: Tensor) -> dict[str, float]:
         """The KL of each latent, `kl_<level>_<number>` in nats, and how many are active, with more than 0.01.
 
-        Under a prior that is a family of its own, the top level has one KL, `kl_<level>`, and its latents are active
-        together, with more than 0.01 each on average.
+        It is that of the encoder from p(w_i | c), of 512 rows at most; on lower levels, from the mean over 256 draws of
+        the level above. Under a prior that is a family of its own, the top level has one KL, `kl_<level>`, and its
+        latents are active together, with more than 0.01 each on average.
         """
-        noise = self._noise(len(z), LOOKS, z, torch_generator(2, device=z.device))
-        kl = self._terms(z, self._encoded(z, context, noise), context)[1]
+        z, context, generator = z[:ROWS], context[:ROWS], torch_generator(2, device=z.device)
+        latents = self._encoded(z, context, self._noise(len(z), 1, z, generator))
+        kl = [*self._information(z, latents, context)[:-1], self._divergence(z, latents, context)]
+        if self.options.levels > 1:
+            drawn = [w.unflatten(0, (-1, ABOVE)) for w in self._drawn(ABOVE, context, generator)[1]]
+            for level, link in enumerate(cast("list[Normal]", self.links)):
+                log_prob = link.log_prob(latents[level], drawn[level + 1], _beside(drawn[0], context))
+                kl[level] = kl[level] - (log_prob.logsumexp(1, keepdim=True) - math.log(ABOVE))
         means = [part.mean((0, 1)).tolist() for part in kl]
         figures = {
             name: mean for level in zip(self._names(), means, strict=True) for name, mean in zip(*level, strict=True)
@@ -204,9 +216,9 @@ class VAEEstimator(Estimator):
         where = f" of level {', '.join(map(str, dead))}" if self.options.levels > 1 else ""
         most = max(figures[name] for k in dead for name in self._names()[k - 1])
         return (
-            f"posterior collapse: the decoder does without the {self.latent} latents{where} (KL at most {most:.2g} nats, "
-            f"{ACTIVE:g} would be active): set free_bits (now {self.options.free_bits:g}; 0.1 is a start) or skip (now "
-            f"{self.options.skip:g}), or use fewer components (now {self.options.components})."
+            f"posterior collapse: the decoder does without the {self.latent} latents{where} (KL at most {most:.2g} "
+            f"nats, {ACTIVE:g} would be active): set free_bits (now {self.options.free_bits:g}; 0.1 is a start) or "
+            f"skip (now {self.options.skip:g}), or use fewer components (now {self.options.components})."
         )
 
     def _names(self) -> list[list[str]]:
@@ -234,17 +246,30 @@ class VAEEstimator(Estimator):
 
     def _terms(self, z: Tensor, latents: list[Tensor], context: Tensor) -> tuple[Tensor, list[Tensor]]:
         """ln p(z | w_1, c) (N, K), and ln q - ln p of each level's latents (N, K, W), or (N, K, 1) under a family."""
-        beside, below, kl = _beside(latents[0], context), z.unsqueeze(1), []
+        beside, kl = _beside(latents[0], context), self._information(z, latents, context)
+        for level, link in enumerate(self.links):
+            kl[level] = kl[level] - link.log_prob(latents[level], latents[level + 1], beside)
+        return self.decoder.log_prob(z.unsqueeze(1), latents[0], beside), kl
+
+    def _information(self, z: Tensor, latents: list[Tensor], context: Tensor) -> list[Tensor]:
+        """ln q of each level's latents, and of the top level ln q - ln p: (N, K, W), or (N, K, 1) under a family."""
+        below, kl = z.unsqueeze(1), []
         for encoder, w in zip(self.encoders, latents, strict=True):
             kl.append(encoder.log_prob(w, below, _beside(below, context)))
             below = w
-        for level, link in enumerate(self.links):
-            kl[level] = kl[level] - link.log_prob(latents[level], latents[level + 1], beside)
         if isinstance(self.prior, Normal):
             kl[-1] = kl[-1] - self.prior.log_prob(below, *_alone(context.unsqueeze(1)))
         else:
             kl[-1] = (kl[-1].sum(-1) - self.prior.log_prob(below, context)).unsqueeze(-1)
-        return self.decoder.log_prob(z.unsqueeze(1), latents[0], beside), kl
+        return kl
+
+    def _divergence(self, z: Tensor, latents: list[Tensor], context: Tensor) -> Tensor:
+        """The KL of the top level, as `_information` has it, but without noise where the prior is a normal."""
+        if not isinstance(self.prior, Normal):
+            return self._information(z, latents, context)[-1]
+        below = [z.unsqueeze(1), *latents][-2]
+        encoder = cast("Normal", self.encoders[-1])
+        return divergence(encoder(below, _beside(below, context)), self.prior(*_alone(context.unsqueeze(1))))
 
     def _estimated(
         self, z: Tensor, context: Tensor, generator: Generator | None, own: list[Tensor] | None = None
@@ -258,12 +283,12 @@ class VAEEstimator(Estimator):
             log_likelihood, kl = self._terms(z[rows], latents, context[rows])
             log_weight = log_likelihood - torch.cat(kl, -1).sum(-1)
             log_means.append(_log_mean(log_weight))
-            spread = (log_weight - log_means[-1].unsqueeze(-1)).detach().exp().std(-1)
-            errors.append(spread / math.sqrt(self.options.importance))
+            ratio = (log_weight - log_means[-1].unsqueeze(-1)).detach().exp()  # to their mean
+            errors.append(((ratio.square().mean(-1) - 1).clamp(min=0) / (ratio.shape[-1] - 1)).sqrt())
         return torch.cat(log_means), torch.cat(errors)
 
     def _pieces(self, z: Tensor, draws: int, generator: Generator | None) -> Iterator[tuple[slice, Tensor]]:
-        """Rows that pass together, and noise for `draws` latents of each; without a generator, all rows have the same."""
+        """Rows that pass together, and noise for `draws` latents of each: without a generator, all the same."""
         width = max(self.options.hidden, self.options.components * self.space.size**2)
         step = max(1, PIECE // (draws * width))
         if generator is None:
@@ -293,8 +318,8 @@ def _prior(options: VAE, size: int, context_dim: int) -> Normal | Estimator:
     prior = options.prior.build(Space((size,)), context_dim)
     if prior.density != "exact":
         raise OptionError(
-            f"VAE(prior={type(options.prior).__name__}()): its density is {prior.density!r}, and a prior of latents needs "
-            "an exact one: Flow(), or None for a learned normal."
+            f"VAE(prior={type(options.prior).__name__}()): its density is {prior.density!r}, and a prior of latents "
+            "needs an exact one: Flow(), or None for a learned normal."
         )
     return prior
 
