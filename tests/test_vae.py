@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training_toys import fit, simulations
+from training_toys import fit
 
+import sbi_dgm
 from sbi_dgm import options
+from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Space
 from sbi_dgm.estimators.diffusion import Diffusion
@@ -19,7 +21,9 @@ from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.located import Located
 from sbi_dgm.estimators.vae import VAE, VAEEstimator
 from sbi_dgm.loop import Training
+from sbi_dgm.parameters import Parameter
 from sbi_dgm.posterior import load
+from sbi_dgm.priors import Prior
 from sbi_dgm.seeds import lending
 
 NETWORK = {"hidden": 16, "blocks": 1}
@@ -211,37 +215,70 @@ def test_figures_are_the_kl_of_each_latent():
 
 def test_collapse_is_named_with_its_remedy():
     estimator = linear(skip=0.0)
+    estimator.encoders[0].line.slope.zero_()
     told = estimator.concern(estimator.monitor(Z, CONTEXT))
     assert "posterior collapse" in told
     assert "set free_bits (now 0; 0.1 is a start)" in told
     assert linear().concern(linear().monitor(Z, CONTEXT)) == ""
     levels = linear(levels=2)
-    for encoder, link in ((levels.encoders[1], levels.prior),):
-        encoder.line.slope.zero_()
-        levels.links[0].line.slope.zero_()
-        assert link.line.slope.abs().max() == 0
+    for line in (levels.encoders[1].line, levels.links[0].line):
+        line.slope.zero_()
     assert "latents of level 2 " in levels.concern(levels.monitor(Z, CONTEXT))
 
 
-def history(folder, **choices) -> list[dict[str, str]]:
-    """Of a run whose decoder, eight normals, can do without latents: the posteriors are nearly normal."""
-    how = Training(batch_size=128, round=40, max_rounds=8, learning_rate=5e-3, ema=0.98)
-    family = VAE(**NETWORK, components=8, skip=0.0, **choices)
-    fit(simulations(1500), estimator=family, embedding="auto", training=how, out=folder)
+def trained(folder, **choices) -> tuple[dict[str, str], VAEEstimator]:
+    """The last figures, and the estimator, of a run whose decoder can do without latents: the posteriors are normal."""
+    theta = normal(1500, 2, seed=20).numpy()
+    x = theta + 0.5 * normal(1500, 2, seed=21).numpy()
+    prior = Prior([Parameter("a", Normal(0, 1)), Parameter("b", Normal(0, 1))])
+    how = Training(batch_size=128, round=40, max_rounds=10, learning_rate=1e-2, ema=0.98)
+    family = VAE(**NETWORK, components=8, skip=0.0, samples=1, **choices)
+    data = sbi_dgm.Simulations.from_arrays(theta, x, prior=prior)
+    posterior = sbi_dgm.fit(data, family, training=how, out=folder, device="cpu", progress=False)
     with (folder / "history.csv").open() as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file))[-1], posterior.network.estimator
+
+
+def check_used(last: dict[str, str], estimator: VAEEstimator) -> None:
+    """Every latent is active, and the decoder knows its own latents from another row's of the same context."""
+    assert float(last["active_units"]) == 2
+    assert min(float(last[f"kl_1_{i}"]) for i in (1, 2)) > 0.1
+    c = torch.zeros(4000, 2)
+    z = estimator.sample(4000, c[:1], generator(22))[0]
+    w = estimator.encode(z, c, generator(23))
+    gain, error = mean_and_error(estimator.decoder.log_prob(z, w, c) - estimator.decoder.log_prob(z, w.roll(1, 0), c))
+    assert gain > error, f"own latents are worth {gain:.4f} +- {error:.4f} nats"
 
 
 def test_a_decoder_that_is_too_strong_collapses_and_free_bits_cure_it(tmp_path, recwarn):
     with pytest.warns(UserWarning, match=r"posterior collapse.*set free_bits"):
-        last = history(tmp_path / "strong")[-1]
+        last, estimator = trained(tmp_path / "strong")
     assert float(last["active_units"]) == 0
-    assert max(float(last[f"kl_1_{i}"]) for i in (1, 2, 3)) < 0.01
+    assert max(float(last[f"kl_1_{i}"]) for i in (1, 2)) < 0.01
+    with pytest.raises(AssertionError):
+        check_used(last, estimator)
     recwarn.clear()
-    cured = history(tmp_path / "cured", free_bits=0.2)[-1]
-    assert float(cured["active_units"]) == 3
-    assert min(float(cured[f"kl_1_{i}"]) for i in (1, 2, 3)) > 0.1
+    check_used(*trained(tmp_path / "cured", free_bits=0.2))
     assert not [w for w in recwarn if "collapse" in str(w.message)]
+
+
+@pytest.mark.parametrize("spoil", [0.0, 0.05])
+def test_one_with_a_flow_as_prior_integrates_to_one(spoil):
+    """On a line, far from its start; an estimate at each place, without bias."""
+    with lending(4):
+        estimator = VAE(**NETWORK, latent=2, prior=Flow(transforms=2, **NETWORK)).build(Space((1,)), 1).double()
+        with torch.no_grad():
+            for weight in (*estimator.decoder.parameters(), *estimator.prior.parameters()):
+                weight += 0.1 * torch.randn_like(weight)
+            estimator.encoders[0].network.last[-1].bias[2:] += 0.5
+    estimator.eval().requires_grad_(False)._terms = likelier(estimator._terms, spoil)
+    places, c = torch.linspace(-8, 8, 3000, dtype=torch.float64)[:, None], torch.ones(3000, 1, dtype=torch.float64)
+    log_prob, error = estimator.log_prob_and_error(places, c, generator(24))
+    cell = 16 / 2999
+    off = abs(float(log_prob.exp().sum()) * cell - 1)
+    bound = 4 * cell * float((log_prob.exp() * error).square().sum().sqrt())
+    assert bound < 0.03
+    assert (off < bound) == (spoil == 0), f"off by {off:.4f} +- {bound:.4f}"
 
 
 def test_a_fixed_spread_of_the_encoder_stays():

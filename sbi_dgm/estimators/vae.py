@@ -33,11 +33,12 @@ is known.
 q(w_1 | z, c) q(w_2 | w_1, c) ... All of the above holds for w = (w_1, ..., w_L).
 
 **Collapse.** A decoder that explains z without w leaves q(w | z, c) = p(w | c), which costs nothing: latents that
-carry no information. `monitor` measures it, the KL of each latent, and `concern` says so. Against
-it: `skip`, a line from w to z (`sbi_dgm.estimators.normals`); `free_bits`, nats below which the KL of a latent costs
-nothing (Kingma et al. 2016, arXiv:1606.04934, here for each row); `anneal`, a KL that counts more and more (Bowman et
-al. 2015, arXiv:1511.06349); fewer `components`. `beta` weighs the KL (Higgins et al. 2017): where it is
-not 1, the loss is not the bound, and `log_prob` still is.
+carry no information. `monitor` measures it, the KL of each latent, and `concern` says so. Against it: `skip`, a line
+from w to z (`sbi_dgm.estimators.normals`); `free_bits`, nats below which the KL of a latent costs nothing (Kingma et
+al. 2016, arXiv:1606.04934; here for each row); `anneal`, a KL that counts more and more (Bowman et al. 2015,
+arXiv:1511.06349); fewer `components`. Encoders start on a line of slope 0.3 or more whatever `skip` is, so that it is
+knowledge of z that free bits protect: a KL may as well be a shift that says nothing. `beta` weighs the KL (Higgins et
+al. 2017): where it is not 1, the loss is not the bound, and `log_prob` still is.
 
 An untrained VAE is close to N(0, I).
 """
@@ -57,6 +58,7 @@ from sbi_dgm.seeds import torch_generator
 
 PIECE = 2**21  # numbers that pass together
 ACTIVE = 0.01  # nats of KL from which on a latent tells something of z
+START = 0.3  # slope of the encoders' line at least
 ROWS, ABOVE = 512, 256  # behind `monitor`: rows at most, and draws of the level above
 
 
@@ -124,7 +126,7 @@ class VAEEstimator(Estimator):
         self.latent = size = options.latent or space.size
         below, skip, shape = [space.size] + [size] * (options.levels - 1), options.skip, options.shape
         self.encoders = nn.ModuleList(
-            Normal(inputs, context_dim, size, skip, sd=options.encoder_sd, **shape) for inputs in below
+            Normal(inputs, context_dim, size, max(skip, START), sd=options.encoder_sd, **shape) for inputs in below
         )
         self.decoder = Normals(size, context_dim, space.size, skip, components=options.components, **shape)
         self.links = nn.ModuleList(Normal(size, context_dim, size, skip, **shape) for _ in below[1:])
