@@ -240,7 +240,7 @@ class VAEEstimator(Estimator):
     def _encoded(self, z: Tensor, context: Tensor, noise: Tensor) -> list[Tensor]:
         """Latents (N, K, W) of each level: z (N, D), context (N, C), noise (N, K, L W)."""
         latents, below = [], z.unsqueeze(1)
-        for encoder, epsilon in zip(self.encoders, noise.split(self.latent, -1), strict=True):
+        for encoder, epsilon in zip(cast("list[Normal]", self.encoders), noise.split(self.latent, -1), strict=True):
             mean, sd = encoder(below, _beside(below, context))
             below = mean + sd * epsilon
             latents.append(below)
@@ -249,14 +249,14 @@ class VAEEstimator(Estimator):
     def _terms(self, z: Tensor, latents: list[Tensor], context: Tensor) -> tuple[Tensor, list[Tensor]]:
         """ln p(z | w_1, c) (N, K), and ln q - ln p of each level's latents (N, K, W), or (N, K, 1) under a family."""
         beside, kl = _beside(latents[0], context), self._information(z, latents, context)
-        for level, link in enumerate(self.links):
+        for level, link in enumerate(cast("list[Normal]", self.links)):
             kl[level] = kl[level] - link.log_prob(latents[level], latents[level + 1], beside)
         return self.decoder.log_prob(z.unsqueeze(1), latents[0], beside), kl
 
     def _information(self, z: Tensor, latents: list[Tensor], context: Tensor) -> list[Tensor]:
         """ln q of each level's latents, and of the top level ln q - ln p: (N, K, W), or (N, K, 1) under a family."""
         below, kl = z.unsqueeze(1), []
-        for encoder, w in zip(self.encoders, latents, strict=True):
+        for encoder, w in zip(cast("list[Normal]", self.encoders), latents, strict=True):
             kl.append(encoder.log_prob(w, below, _beside(below, context)))
             below = w
         if isinstance(self.prior, Normal):

@@ -59,9 +59,9 @@ def said(estimator) -> Tensor:
 
 @pytest.fixture(scope="module")
 def narrow(estimator) -> Tensor:
-    return laws.said_of_draws(
-        twins.Narrow(estimator), CONTEXT[:1], n={"ode": 8000, "bound": 10_000}.get(estimator.density, 20_000)
-    )
+    """Too narrow by 5 %; by 30 % where ln q is an estimate that scatters."""
+    share, n = {"ode": (0.95, 8000), "bound": (0.7, 10_000)}.get(estimator.density, (0.95, 20_000))
+    return laws.said_of_draws(twins.Narrow(estimator, share), CONTEXT[:1], n=n)
 
 
 def solving(family: Family) -> bool:
@@ -84,7 +84,7 @@ def test_a_wrong_volume_does_not_integrate_to_one(estimator, spoil):
 @pytest.mark.parametrize("law", [laws.weights_of_a_narrower_density, laws.entropy_of_draws])
 def test_draws_come_from_the_density(estimator, grid, said, narrow, law):
     law(said, grid)
-    accuses(law, said + (0.1 if laws.bounds(estimator) else 0.05), grid)
+    accuses(law, said + (0.2 if laws.bounds(estimator) else 0.05), grid)
     accuses(law, narrow, grid)
 
 

@@ -65,8 +65,12 @@ class Inflated(Twin):
 class Narrow(Twin):
     """Draws are 5 % too close to their mean; their ln q is honest."""
 
+    def __init__(self, right: Estimator, share: float = 0.95) -> None:
+        super().__init__(right)
+        self.share = share
+
     def drawn(self, z, context):
-        return z.mean(1, keepdim=True) + 0.95 * (z - z.mean(1, keepdim=True))
+        return z.mean(1, keepdim=True) + self.share * (z - z.mean(1, keepdim=True))
 
 
 class Deaf(Twin):
