@@ -30,7 +30,7 @@ def train(p: argparse.ArgumentParser) -> None:
     p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
     _output(p, "run folder")
     _layout(p)
-    p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, located (default: flow)")
+    p.add_argument("--estimator", help="family: flow, diffusion, flow_matching, vae, located (default: flow)")
     p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=_words, help="names to infer, by commas; others drop out")
     p.add_argument("--resume", action="store_true", help="go on from the run folder's checkpoint")
