@@ -165,7 +165,8 @@ class Posterior:
         """ln q as `log_prob` gives it, and an estimate of its numerical error, of the same shape.
 
         The error is that of solving the equation behind diffusion and flow matching, the standard error of a VAE's
-        bound, zero for exact densities; it says nothing of how well the network was trained. `error=False` spares the second solution.
+        bound, zero for exact densities; it says nothing of how well the network was trained. `error=False` spares the
+        second solution.
         """
         context, single = self._context(x)
         theta = np.asarray(theta, np.float64)
