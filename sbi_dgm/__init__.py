@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sbi_dgm.errors import SbiError
     from sbi_dgm.estimators.flow import Flow
     from sbi_dgm.estimators.located import Located
+    from sbi_dgm.estimators.vae import VAE
     from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.parameters import Observable, Parameter
     from sbi_dgm.posterior import Posterior, load
@@ -39,6 +40,7 @@ _HOMES = {
     "errors": ["SbiError"],
     "estimators.flow": ["Flow"],
     "estimators.located": ["Located"],
+    "estimators.vae": ["VAE"],
     "likelihood": ["Likelihood"],
     "parameters": ["Observable", "Parameter"],
     "posterior": ["Posterior", "load"],
@@ -52,6 +54,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "MLP",
+    "VAE",
     "Beta",
     "BoundedPrior",
     "CommandSimulator",

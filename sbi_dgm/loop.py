@@ -18,6 +18,7 @@ import csv
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from tqdm import tqdm
 from sbi_dgm import checkpoints
 from sbi_dgm.data.batches import Batches, Rows
 from sbi_dgm.errors import TimeLimitError, TrainingError
-from sbi_dgm.estimators.base import Conditional
+from sbi_dgm.estimators.base import Conditional, Estimator
 from sbi_dgm.files import write_text
 from sbi_dgm.optimiser import AdamW, flattened
 from sbi_dgm.options import Options
@@ -158,6 +159,9 @@ class Run:
                     saved = now
         self.averaged.load_state_dict(self.best["averaged"])
         self.averaged = copy.deepcopy(self.averaged)  # views no more: sums depend, to the bit, on how memory is aligned
+        concern = self.averaged.estimator.concern(self._figures())
+        if concern:
+            warnings.warn(concern, stacklevel=2)
 
     def _stop(self, limit: float) -> NoReturn:
         if self.folder is not None and self.at.step:
@@ -242,12 +246,21 @@ class Run:
             "validation": validation,
             "learning_rate": self.optimiser.rate,
             "seconds": round(self.at.seconds, 2),
-        }
+        } | self._figures()
         self.at.history.append(row)
         if self.folder is not None:
             write_text(self.folder / "history.csv", _csv(self.at.history))
         if log is not None:
             log(row)
+
+    @torch.no_grad()
+    def _figures(self) -> dict[str, float]:
+        """What the averaged estimator says of the validation rows, of so many as a network takes at once."""
+        estimator = self.averaged.estimator
+        if type(estimator).monitor is Estimator.monitor:
+            return {}
+        rows = next(iter(self.held_out.pieces()))
+        return estimator.eval().monitor(rows.z, self.averaged.summary(rows.x))
 
     def _decide(self, validation: float) -> None:
         """Remember the best point; let the rate fall when the loss stalls; end when it has fallen."""

@@ -78,7 +78,10 @@ class Posterior:
 
     @property
     def density(self) -> str:
-        """What `log_prob` is: "exact", or "ode" (up to a solver's tolerance, see `log_prob_and_error`)."""
+        """What `log_prob` is: "exact", "ode" (up to a solver's tolerance) or "bound" (on average not above ln q).
+
+        `log_prob_and_error` has the errors of the latter two.
+        """
         return self.network.estimator.density
 
     def using(self, **options: Any) -> "Posterior":
@@ -117,7 +120,8 @@ class Posterior:
             n: draws for each observation.
             x: one observation or a stack of B: an array, or a dict by observable's name.
             seed: None draws a fresh one; the same seed gives the same draws on the same device.
-            log_prob: keep ln q of each draw too.
+            log_prob: keep ln q of each draw too, such that importance weights f / q are right; where the density is a
+                bound, they are so on average, with the draw's own latents among those that q is estimated from.
             progress: show a progress bar.
 
         Returns:
@@ -161,8 +165,9 @@ class Posterior:
     def log_prob_and_error(self, theta: ArrayLike, x: Observation, *, error: bool = True) -> tuple[Array, Array]:
         """ln q as `log_prob` gives it, and an estimate of its numerical error, of the same shape.
 
-        The error is that of solving the equation behind diffusion and flow matching, zero for exact densities; it says
-        nothing of how well the network was trained. `error=False` spares the second solution.
+        The error is that of solving the equation behind diffusion and flow matching, the standard error of a VAE's
+        bound, zero for exact densities; it says nothing of how well the network was trained. `error=False` spares the
+        second solution.
         """
         return self._log_prob(theta, x, error, None)
 

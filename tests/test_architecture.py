@@ -26,7 +26,8 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     ),
     (
         "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.denoising"
-        " estimators.diffusion estimators.flow_matching estimators.continuous_flow estimators.located"
+        " estimators.diffusion estimators.flow_matching estimators.continuous_flow estimators.normals"
+        " estimators.vae estimators.located"
     ),
     "samples artifact refinement model posterior likelihood",
     "checkpoints optimiser loop tensorboard preparation weights job ensemble training",

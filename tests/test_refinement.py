@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
+from sbi_dgm import VAE, Flow, Simulations, Training, fit
 from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import ObservationError, OptionError, PriorError
+from sbi_dgm.estimators.flow_matching import FlowMatching
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
 from sbi_dgm.refinement import BLOCK, Refined, refined
@@ -193,3 +195,32 @@ def test_without_a_prior_there_is_no_refinement():
 
     with pytest.raises(PriorError, match="refinement needs"):
         refined(Uninformed(), log_likelihood, effective=10)
+
+
+# Posteriors of families, whose densities mean different things
+
+
+def linear(n=1500):
+    theta = PRIOR.sample(n, 0)
+    x = theta + NOISE * np.random.default_rng(1).standard_normal((n, 2))
+    return Simulations.from_arrays(theta, {"x": x}, prior=PRIOR)
+
+
+FAMILIES = {
+    "flow": Flow(transforms=2, hidden=16, blocks=1),
+    "vae": VAE(hidden=16, blocks=1, components=1, importance=4),
+    "flow_matching": FlowMatching(hidden=16, blocks=1, tolerance=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_evidence_is_right_whatever_the_density_means(name):
+    """Four observations; the posterior is trained for a moment, so that weights vary."""
+    training = Training(batch_size=100, max_rounds=8, decay=0.0)
+    posterior = fit(linear(), FAMILIES[name], training=training, progress=False, device="cpu")
+    better, scores = posterior.refined(log_likelihood, effective=50), []
+    for i, x in enumerate(np.array([[0.8, -1.0], [-1.2, 2.0], [0.0, 0.0], [1.5, 1.0]])):
+        found = better.weigh(x, seed=i)
+        exact = norm.logpdf(x, 0, np.sqrt(VARIANCE + NOISE**2)).sum()
+        scores.append((found.log_evidence - exact) / found.log_evidence_error)
+    assert np.abs(scores).max() < 4

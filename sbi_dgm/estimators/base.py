@@ -65,8 +65,19 @@ class Estimator(nn.Module):
         return log_prob, torch.zeros_like(log_prob)
 
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws (B, n, D) and their ln p (B, n), by one and the same map."""
+        """Draws (B, n, D) and their ln p (B, n), by one and the same map.
+
+        Where the density is a bound, ln p is an estimate for which f(z) / p of draws has the mean of f without bias.
+        """
         raise NotImplementedError
+
+    def monitor(self, z: Tensor, context: Tensor) -> dict[str, float]:
+        """Figures of held-out rows for the history of training, by names that stay; most families have none."""
+        return {}
+
+    def concern(self, figures: Mapping[str, float]) -> str:
+        """What the last figures of `monitor` warn of, in a sentence with its remedy; empty where all is well."""
+        return ""
 
 
 class Conditional(nn.Module):
@@ -121,6 +132,7 @@ FAMILIES: options.Table = {
     "diffusion": ("sbi_dgm.estimators.diffusion", "Diffusion"),
     "flow_matching": ("sbi_dgm.estimators.flow_matching", "FlowMatching"),
     "continuous_flow": ("sbi_dgm.estimators.continuous_flow", "ContinuousFlow"),
+    "vae": ("sbi_dgm.estimators.vae", "VAE"),
     "located": ("sbi_dgm.estimators.located", "Located"),
 }
 

@@ -8,7 +8,7 @@ differences, which a single network hides. By Jensen's inequality its mean -ln q
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,8 @@ from torch import Generator, Tensor, nn
 
 from sbi_dgm.embeddings import Observables, Summary
 from sbi_dgm.estimators.base import Conditional, Estimator
+
+Draw = Callable[..., tuple[Tensor, Tensor]]
 
 
 class SideBySide(nn.Module):
@@ -66,19 +68,32 @@ class Mixture(Estimator):
         return _mixed(log_prob), (torch.softmax(log_prob, dim=0) * error).sum(0)
 
     def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
+        return self._drawn(n, context, generator, lambda part, *of: (part.sample(*of), of[1].new_empty(0)))[0]
+
+    def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draws and their ln p. Where densities are bounds, what a member says of its own draw stands for its part."""
+        if self.density != "bound":
+            z = self.sample(n, context, generator)
+            return z, self.log_prob(z, context, generator)
+        z, said, member = self._drawn(n, context, generator, lambda part, *of: part.sample_and_log_prob(*of))
+        each = torch.stack([part.log_prob(z, own, generator) for part, own in self._pairs(context)])
+        own = member == torch.arange(len(each), device=member.device)[:, None, None]
+        return z, _mixed(torch.where(own, said, each))
+
+    def _drawn(self, n: int, context: Tensor, generator: Generator | None, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws, what their member says of each, and which member that is: (B, n, D), (B, n) and (B, n)."""
         pairs = self._pairs(context)
         member = torch.randint(len(pairs), (len(context), n), generator=generator, device=context.device)
-        z = context.new_empty(len(context), n, self.space.size)
+        z, said = context.new_empty(len(context), n, self.space.size), context.new_zeros(len(context), n)
         for k, (part, own) in enumerate(pairs):
             counts = (member == k).sum(1, keepdim=True)
             most = int(counts.max()) if counts.numel() else 0
-            draws = part.sample(most, own, generator)
-            z[member == k] = draws[torch.arange(most, device=counts.device) < counts]
-        return z
-
-    def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        z = self.sample(n, context, generator)
-        return z, self.log_prob(z, context, generator)
+            draws, log_prob = draw(part, most, own, generator)
+            first = torch.arange(most, device=counts.device) < counts
+            z[member == k] = draws[first]
+            if log_prob.numel():
+                said[member == k] = log_prob[first]
+        return z, said, member
 
 
 def _mixed(log_prob: Tensor) -> Tensor:

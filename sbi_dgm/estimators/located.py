@@ -11,6 +11,7 @@ learns the u that they leave.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -112,3 +113,9 @@ class LocatedEstimator(Estimator):
         mean, scale, log_det = self._locate(context)
         u, log_prob = self.behind.sample_and_log_prob(n, context, generator)
         return mean.unsqueeze(1) + u @ scale.mT, log_prob - log_det.unsqueeze(-1)
+
+    def monitor(self, z: Tensor, context: Tensor) -> dict[str, float]:
+        return self.behind.monitor(self._whitened(z, context)[0], context)
+
+    def concern(self, figures: Mapping[str, float]) -> str:
+        return self.behind.concern(figures)

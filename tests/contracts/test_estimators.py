@@ -16,6 +16,7 @@ from sbi_dgm.estimators.diffusion import Diffusion
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.flow_matching import FlowMatching
 from sbi_dgm.estimators.located import Located
+from sbi_dgm.estimators.vae import VAE
 from sbi_dgm.seeds import lending
 
 NETWORK = {"hidden": 16, "blocks": 1}
@@ -29,6 +30,8 @@ FAMILIES: dict[str, Family] = {
     "diffusion": Diffusion(**NETWORK, steps=96),
     "flow matching": FlowMatching(**NETWORK, steps=48),
     "continuous flow": ContinuousFlow(**NETWORK),
+    "vae": VAE(**NETWORK, latent=2, components=2),
+    "vae of two levels": VAE(**NETWORK, latent=1, levels=2, components=2),
     "located flow matching": Located(FlowMatching(**NETWORK, steps=48), **NETWORK),
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -53,12 +56,14 @@ def grid(estimator) -> laws.Grid:
 
 @pytest.fixture(scope="module")
 def said(estimator) -> Tensor:
-    return laws.said_of_draws(estimator, CONTEXT[:1])
+    return laws.said_of_draws(estimator, CONTEXT[:1], n=10_000 if laws.bounds(estimator) else 20_000)
 
 
 @pytest.fixture(scope="module")
 def narrow(estimator) -> Tensor:
-    return laws.said_of_draws(twins.Narrow(estimator), CONTEXT[:1], n=8000 if laws.solves(estimator) else 20_000)
+    """Too narrow by 5 %; by 30 % where ln q is an estimate that scatters."""
+    share, n = {"ode": (0.95, 8000), "bound": (0.7, 10_000)}.get(estimator.density, (0.95, 20_000))
+    return laws.said_of_draws(twins.Narrow(estimator, share), CONTEXT[:1], n=n)
 
 
 def solving(family: Family) -> bool:
@@ -79,9 +84,9 @@ def test_a_wrong_volume_does_not_integrate_to_one(estimator, spoil):
 
 
 @pytest.mark.parametrize("law", [laws.weights_of_a_narrower_density, laws.entropy_of_draws])
-def test_draws_come_from_the_density(grid, said, narrow, law):
+def test_draws_come_from_the_density(estimator, grid, said, narrow, law):
     law(said, grid)
-    accuses(law, said + 0.05, grid)
+    accuses(law, said + (0.2 if laws.bounds(estimator) else 0.05), grid)
     accuses(law, narrow, grid)
 
 
