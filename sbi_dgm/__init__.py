@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
     from sbi_dgm.embeddings import MLP
     from sbi_dgm.errors import SbiError
+    from sbi_dgm.estimators.continuous_flow import ContinuousFlow
+    from sbi_dgm.estimators.diffusion import Diffusion
     from sbi_dgm.estimators.flow import Flow
+    from sbi_dgm.estimators.flow_matching import FlowMatching
     from sbi_dgm.estimators.located import Located
     from sbi_dgm.estimators.vae import VAE
     from sbi_dgm.likelihood import Likelihood
@@ -38,7 +41,10 @@ _HOMES = {
     "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
     "embeddings": ["MLP"],
     "errors": ["SbiError"],
+    "estimators.continuous_flow": ["ContinuousFlow"],
+    "estimators.diffusion": ["Diffusion"],
     "estimators.flow": ["Flow"],
+    "estimators.flow_matching": ["FlowMatching"],
     "estimators.located": ["Located"],
     "estimators.vae": ["VAE"],
     "likelihood": ["Likelihood"],
@@ -58,7 +64,10 @@ __all__ = [
     "Beta",
     "BoundedPrior",
     "CommandSimulator",
+    "ContinuousFlow",
+    "Diffusion",
     "Flow",
+    "FlowMatching",
     "HalfNormal",
     "Likelihood",
     "Located",

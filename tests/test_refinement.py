@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from sbi_dgm import VAE, Flow, Simulations, Training, fit
+from sbi_dgm import VAE, Flow, FlowMatching, Simulations, Training, fit
 from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import ObservationError, OptionError, PriorError
-from sbi_dgm.estimators.flow_matching import FlowMatching
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
 from sbi_dgm.refinement import BLOCK, Refined, refined
