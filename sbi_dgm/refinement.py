@@ -1,16 +1,18 @@
 r"""Importance refinement: a posterior that is nearly right, made right by a likelihood, without MCMC.
 
-With draws of an amortized posterior q and, as a twentieth of them, of the prior p, the mixture that they come from is
-g = 0.95 q + 0.05 p, and their weights for the posterior L p / Z are
+Proposals come from an amortized posterior q, a twentieth of them from the prior p, and, after the first block, half of
+them from a mixture t of Student's t that is fitted to the weighted proposals so far (`sbi_dgm.importance`), in the
+prior's coordinates. Each is weighed by all that it might have come from, in the shares of the whole:
 
 .. math::
-    w_i = \frac{L(\theta_i)\, p(\theta_i)}{g(\theta_i)}, \qquad
+    w_i = \frac{L(\theta_i)\, p(\theta_i)}{\alpha_q q(\theta_i) + \alpha_p p(\theta_i)
+    + \sum_r \alpha_r t_r(\theta_i)}, \qquad
     \hat Z = \frac{1}{M} \sum_i w_i, \qquad
     \mathrm{ESS} = \frac{(\sum_i w_i)^2}{\sum_i w_i^2}
 
-(Hesterberg 1995, doi:10.1080/00401706.1995.10484303; Owen 2013, "Monte Carlo theory, methods and examples", ch. 9; for
-amortized posteriors Dax et al. 2023, arXiv:2210.05686). The prior's share keeps weights below 20 L, and hits now and
-then what q has missed; `sbi_dgm.pareto` sees it by the weights' tail. Z is unbiased, and ln Z has the standard error
+(the balance heuristic: Veach and Guibas 1995, doi:10.1145/218380.218498; with fitted parts Cornuet et al. 2012,
+arXiv:0907.1254; for amortized posteriors Dax et al. 2023, arXiv:2210.05686). The prior's share keeps weights below 20 L
+and hits now and then what q has missed; `sbi_dgm.pareto` sees it by the weights' tail. ln Z has the standard error
 sqrt(1 / ESS - 1 / M). Draws are proposals, drawn again in proportion to their weights: i comes n w_i / sum w times,
 rounded up or down (Madow 1949), so that two equal draws appear only where a weight is above 1 / n.
 
@@ -29,15 +31,17 @@ from tqdm import tqdm
 
 from sbi_dgm import pareto
 from sbi_dgm.errors import ObservationError, OptionError
-from sbi_dgm.importance import SHARE_OF_PRIOR, effective_size, systematic
+from sbi_dgm.importance import FITTED, SHARE_OF_PRIOR, Mixture, effective_size, fit_mixture, systematic
 from sbi_dgm.priors import Prior
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.simulator import Simulator
-from sbi_dgm.univariate import Array
+from sbi_dgm.univariate import EDGE, Array
 
 BLOCK = 2**14  # proposals between two looks at the effective size
 CAP = 2**20  # proposals at most, for each observation
+SHARE_OF_MIXTURE = 0.5  # of a block, once a mixture is fitted
+FEWEST = 40  # proposals that a mixture needs for each dimension, and one more
 LogLikelihood = Callable[[Array, Any], ArrayLike]
 
 
@@ -74,12 +78,14 @@ class Weighted:
         theta: (M, D).
         log_weight: (M,), ln of L p / g.
         asked: the effective size that was asked for.
+        k_alone: Pareto's k of the first block, before any mixture was fitted: it judges the posterior itself.
 
     """
 
     theta: Array
     log_weight: Array
     asked: float
+    k_alone: float
 
     @property
     def effective(self) -> float:
@@ -111,9 +117,11 @@ class Weighted:
         """One sentence: effective size, proposals, whether that is enough, and what Pareto's k means."""
         count, k = len(self.log_weight), self.pareto_k
         end = "as asked for" if self.reached else f"{self.asked:.0f} were asked for: the cap of proposals was reached"
+        alone = pareto.meaning(self.k_alone, BLOCK).split(":")[0]
         return (
             f"{self.effective:.0f} of {count} proposals effective ({end}); Pareto k = {k:.2f}, "
-            f"{pareto.meaning(k, count)}; ln Z = {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}."
+            f"{pareto.meaning(k, count)} (of the posterior alone: k = {self.k_alone:.2f}, {alone}); "
+            f"ln Z = {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}."
         )
 
     @property
@@ -168,31 +176,33 @@ class Refined:
         return rows[0]
 
     def _weigh(self, x: Any, rng: np.random.Generator) -> Weighted:
-        theta, log_weight = [], []
+        pool, blocks, k_alone = _Pool(self.prior), 0, float("nan")
         while True:
-            more = self._proposals(x, rng)
-            theta.append(more[0])
-            log_weight.append(more[1])
-            found = Weighted(np.concatenate(theta), np.concatenate(log_weight), self.effective)
+            pool.add(*self._block(pool, x, rng))
+            blocks += 1
+            k_alone = pareto.shape(pool.log_weight()) if blocks == 1 else k_alone
+            found = Weighted(pool.theta, pool.log_weight(), self.effective, k_alone)
             if not np.isfinite(found.log_weight.max()):
                 raise ObservationError(f"the likelihood of x is zero at all {len(found.theta)} proposals: check x.")
             if found.reached or len(found.theta) + BLOCK > self.cap:
                 return found
+            if blocks & (blocks - 1) == 0:
+                pool.fit(rng)
 
-    def _proposals(self, x: Any, rng: np.random.Generator) -> tuple[Array, Array]:
-        """BLOCK proposals and ln of their weights."""
-        few = round(SHARE_OF_PRIOR * BLOCK)
+    def _block(self, pool: "_Pool", x: Any, rng: np.random.Generator) -> tuple[Array, list[int], Array, Array]:
+        """BLOCK proposals, how many come from q, the prior and the last mixture, their ln q, and ln L."""
         first, second = (int(s) for s in rng.integers(2**63, size=2))
-        near, log_near = self.proposal.proposals(BLOCK - few, x, first)
-        wide = self.prior.draw(few, rng)
-        log_q = np.concatenate([log_near, self.proposal.proposal_density(wide, x, second)])
-        theta = np.concatenate([near, wide])
-        log_prior = self.prior.log_prob(theta)
-        log_g = np.logaddexp(np.log(1 - few / BLOCK) + log_q, np.log(few / BLOCK) + log_prior)
-        return theta, self._likelihood(theta, x) + log_prior - log_g
+        wide, fitted, inside = pool.draw(rng)
+        near, log_near = self.proposal.proposals(BLOCK - len(wide) - len(fitted), x, first)
+        other = np.concatenate([wide, fitted])
+        theta = np.concatenate([near, other])
+        log_q = np.concatenate([log_near, self.proposal.proposal_density(other, x, second)])
+        value = self._likelihood(theta, x)
+        value[BLOCK - len(fitted) :][~inside] = -np.inf
+        return theta, [len(near), len(wide), len(fitted)], log_q, value
 
     def _likelihood(self, theta: Array, x: Any) -> Array:
-        value = np.asarray(self.log_likelihood(theta, x), np.float64)
+        value = np.array(self.log_likelihood(theta, x), np.float64)
         if value.shape != theta.shape[:1]:
             raise ObservationError(f"the likelihood gave shape {value.shape} for {len(theta)} theta: one number each.")
         bad = ~(value < np.inf)
@@ -243,6 +253,65 @@ class Refined:
         inside = np.isfinite(log_prior)
         result[inside] = self._likelihood(theta[inside], self._one(x)) + log_prior[inside]
         return result
+
+
+class _Pool:
+    """Proposals for one observation, with the density of each under all that it might have come from.
+
+    Attributes:
+        theta: (M, D).
+        counts: proposals that came from q, from the prior, and from each mixture.
+
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.theta = self._z = np.empty((0, len(prior)))
+        self._log_det, self._log_target = np.empty(0), np.empty(0)
+        self._parts = np.empty((2, 0))  # ln of q, of the prior, and of each mixture
+        self._mixtures: list[Mixture] = []
+        self.counts = [0, 0]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array, np.ndarray]:
+        """What a block takes of the prior, of the last mixture, if any, and which of those have |z| below 8.2.
+
+        The others, where float64 has no prior left, are the prior's median; they weigh nothing.
+        """
+        z = np.empty((0, len(self.prior)))
+        if self._mixtures:
+            z = self._mixtures[-1].sample(round(SHARE_OF_MIXTURE * BLOCK), rng)
+        inside = np.all(np.abs(z) < EDGE, axis=1)
+        fitted = self.prior.coordinates.inverse(np.where(inside[:, None], z, 0.0))
+        return self.prior.draw(round(SHARE_OF_PRIOR * BLOCK), rng), fitted, inside
+
+    def add(self, theta: Array, counts: list[int], log_q: Array, log_likelihood: Array) -> None:
+        """More proposals; `counts` of q, the prior and the last mixture, in this order."""
+        z, log_det = self.prior.coordinates.forward(theta)
+        log_prior = self.prior.log_prob(theta)
+        parts = [log_q, log_prior, *(m.log_prob(z) + log_det for m in self._mixtures)]
+        self.theta, self._z = np.concatenate([self.theta, theta]), np.concatenate([self._z, z])
+        self._log_det = np.concatenate([self._log_det, log_det])
+        self._log_target = np.concatenate([self._log_target, log_likelihood + log_prior])
+        self._parts = np.concatenate([self._parts, parts], axis=1)
+        for part, count in zip((0, 1, -1), counts, strict=True):
+            self.counts[part] += count
+
+    def fit(self, rng: np.random.Generator) -> None:
+        """Another mixture, fitted to the heaviest proposals; none where too few have a weight at all."""
+        log_weight = self.log_weight()
+        rows = np.argsort(log_weight)[-FITTED:]
+        if np.isfinite(log_weight[rows]).sum() < FEWEST * (1 + len(self.prior)):
+            return
+        mixture = fit_mixture(self._z[rows], log_weight[rows], rng)
+        self._mixtures.append(mixture)
+        self._parts = np.concatenate([self._parts, [mixture.log_prob(self._z) + self._log_det]])
+        self.counts.append(0)
+
+    def log_weight(self) -> Array:
+        """(M,), ln of L p over the mixture of all parts, in the shares that they have."""
+        with np.errstate(divide="ignore"):
+            share = np.log(np.array(self.counts) / len(self.theta))
+        return self._log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)
 
 
 def refined(proposal: Proposal, likelihood: Any, *, effective: float, cap: int = CAP) -> Refined:

@@ -104,16 +104,45 @@ def test_an_exact_posterior_keeps_its_draws():
 
 
 def test_a_missed_mode_is_flagged_and_a_covered_one_is_not():
-    missed = refined(Toy(), two_modes, effective=5000, cap=2 * BLOCK).weigh(X, seed=0)
+    missed = refined(Toy(), two_modes, effective=5000, cap=BLOCK).weigh(X, seed=0)
     assert missed.pareto_k > 0.7
     assert not missed.trusted
     assert "misses the posterior or a mode" in missed.verdict
     covering = weighed(Toy(-CENTRE / WIDTH, (np.abs(CENTRE) + WIDTH) / WIDTH), two_modes)
     assert covering.trusted
+    assert covering.k_alone < 0.7
+
+
+def test_a_mixture_fitted_to_what_the_prior_has_hit_finds_a_missed_mode():
+    """The same mass on both sides, and twice the evidence; the verdict says that the posterior alone had failed."""
+    check_evidence(Toy(), two_modes, LOG_EVIDENCE + np.log(2))
+    found = weighed(Toy(), two_modes)
+    assert found.trusted
+    assert "of the posterior alone: k = " in found.verdict
+    assert found.k_alone > 0.7
+    draws = found.draw(4000, np.random.default_rng(0))
+    assert abs((draws[:, 0] > 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_proposals_that_leave_the_prior_weigh_nothing():
+    """A likelihood that falls so slowly that fitted tails reach beyond |z| = 8.2; the evidence stays right."""
+    wide = Prior([Parameter("a", Normal(0.0, 1.0)), Parameter("b", Normal(0.0, 1.0))])
+
+    class Far(Toy):
+        def require_prior(self, purpose):
+            return wide
+
+    def at_the_edge(theta, x):
+        return np.where((np.abs(theta) < 8.2).all(-1), norm.logpdf(6.0, theta, 2.0).sum(-1), -np.inf)
+
+    exact = 2 * norm.logpdf(6.0, 0, np.sqrt(5.0))
+    for seed in range(5):
+        found = refined(Far(0, 30.0), at_the_edge, effective=20_000).weigh(X, seed=seed)
+        assert abs(found.log_evidence - exact) < 4 * found.log_evidence_error
 
 
 def test_the_cap_is_said_and_warned_of():
-    small = refined(Toy(), two_modes, effective=10**6, cap=2 * BLOCK)
+    small = refined(Toy(), two_modes, effective=10**6, cap=BLOCK)
     assert "1000000 were asked for: the cap" in small.weigh(X, seed=0).verdict
     with pytest.warns(UserWarning, match=r"observation 1: .* of 10 draws are different; .*Pareto"):
         small.sample(10, np.stack([X, X]), seed=0)
