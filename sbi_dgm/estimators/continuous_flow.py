@@ -21,7 +21,7 @@ both and their integrals. The two agree up to the error of the steps.
 
 Of all fields that end at the same density, a penalty prefers slow and straight ones, which few steps solve (Finlay et
 al. 2020, arXiv:2002.02798, eq. 7): `smoothness` times the integral of |f|^2 + |df/dy|_F^2. Validation is without it,
-and its steps are a half as long, so that a field which outruns its steps is not the best one.
+and its steps are an eighth as long, so that a field which outruns its steps is not the best one.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ from sbi_dgm.solvers import RK4
 from sbi_dgm.solvers import Field as Equation
 
 FREQUENCIES = 4  # of the network's time: faster changes would need more steps
-FINER = 2  # times the steps of training in validation
+FINER = 8  # times the steps of training in validation
 
 
 class ContinuousFlow(ContinuousFamily):
