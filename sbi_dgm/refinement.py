@@ -179,9 +179,9 @@ class Refined:
         pool, blocks, k_alone = _Pool(self.prior), 0, float("nan")
         while True:
             pool.add(*self._block(pool, x, rng))
-            blocks += 1
-            k_alone = pareto.shape(pool.log_weight()) if blocks == 1 else k_alone
-            found = Weighted(pool.theta, pool.log_weight(), self.effective, k_alone)
+            blocks, log_weight = blocks + 1, pool.log_weight()
+            k_alone = pareto.shape(log_weight) if blocks == 1 else k_alone
+            found = Weighted(pool.theta, log_weight, self.effective, k_alone)
             if not np.isfinite(found.log_weight.max()):
                 raise ObservationError(f"the likelihood of x is zero at all {len(found.theta)} proposals: check x.")
             if found.reached or len(found.theta) + BLOCK > self.cap:
