@@ -70,8 +70,8 @@ def test_every_kth_row_is_sampled_whatever_the_blocks(monkeypatch, shape):
     x = np.random.default_rng(1).standard_cauchy((1003, *shape))
     rows = np.arange(1003)
     known = standardise("x", x, rows, block=1003)
-    assert known.heavy.any()
-    np.testing.assert_allclose(known.median, np.median(x[::11], axis=0 if len(shape) == 1 else None), rtol=1e-12)
+    assert known.curved.any()
+    np.testing.assert_allclose(known.centre, np.median(x[::11], axis=0 if len(shape) == 1 else None), rtol=1e-12)
     for block in (1, 2, 11, 13, 400):
         assert same(standardise("x", x, rows, block=block), known)
     assert not same(standardise("x", np.roll(x, 1, axis=0), rows), known)
@@ -126,7 +126,7 @@ def test_heavy_tails_are_brought_to_order_one_by_arcsinh(name):
     }
     x = 1e3 * draw[name]() + 5e3
     scaler, s = scaled(x)
-    assert bool(scaler.heavy)
+    assert bool(scaler.curved)
     assert of_order_one(s)
     assert not of_order_one((x - x.mean()) / x.std())
 
@@ -142,7 +142,7 @@ def test_light_tails_stay_linear(name):
     }
     x = draw[name]()
     scaler, s = scaled(x)
-    assert not bool(scaler.heavy)
+    assert not bool(scaler.curved)
     np.testing.assert_allclose(s, (x - x.mean()) / x.std(), atol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_each_entry_of_a_vector_is_judged_alone():
     rng = np.random.default_rng(4)
     x = np.stack([rng.normal(size=20_000), rng.standard_t(2, 20_000), rng.uniform(size=20_000)], 1)
     scaler, s = scaled(x)
-    assert scaler.heavy.tolist() == [False, True, False]
+    assert scaler.curved.tolist() == [False, True, False]
     assert all(of_order_one(column) for column in s.T)
 
 
@@ -203,8 +203,8 @@ def test_numbers_that_fill_their_dtype_are_judged_without_overflow(dtype):
     most = np.finfo(dtype).max if dtype == np.float16 else np.iinfo(dtype).max
     x = (np.random.default_rng(7).uniform(-0.99, 0.99, 5000) * float(most)).astype(dtype)
     scaler, s = scaled(x)
-    assert not bool(scaler.heavy)
-    assert abs(float(scaler.median)) < 0.05 * float(most)
+    assert not bool(scaler.curved)
+    assert abs(float(scaler.centre)) < 0.05 * float(most)
     np.testing.assert_allclose(s, (x - x.mean(dtype="f8")) / x.std(dtype="f8"), atol=1e-4)
 
 
@@ -265,7 +265,7 @@ def test_features_with_heavy_tails_and_without_share_a_set():
     x, there = members(5000)
     x[there, 0] = np.exp(2.5 * x[there, 0] / 2)
     scaler = standardise("hits", x, np.arange(5000), observable=SET)
-    assert scaler.heavy.tolist() == [True, False]
+    assert scaler.curved.tolist() == [True, False]
     s = scaler(torch.as_tensor(x)).numpy()
     assert all(of_order_one(s[there, i]) for i in range(2))
     assert (s[~there] == 0).all()
@@ -318,3 +318,46 @@ def test_rounding_of_a_huge_value_stays_of_order_one_and_a_real_spread_is_scaled
     assert np.abs(s[:, 0]).max() < 1e-3
     np.testing.assert_allclose(scaler.sd[1], x[:, 1].std(), rtol=1e-6)
     np.testing.assert_allclose(s[:, 1].std(), 1, rtol=1e-5)
+
+
+def powers(rng, rows=20_000):
+    return np.exp(rng.normal(1, 2, rows))
+
+
+@pytest.mark.parametrize("name", ["positive", "with zeros", "counts", "tiny", "skewed by offset"])
+def test_numbers_of_many_scales_are_seen_by_their_logarithms(name):
+    """Equal ratios are equal steps, above the smallest tenth of the numbers."""
+    rng = np.random.default_rng(10)
+    x = powers(rng)
+    x = {
+        "positive": x,
+        "with zeros": np.where(rng.random(len(x)) < 0.05, 0, x),
+        "counts": rng.poisson(10 * x).astype(float),
+        "tiny": 1e-30 * x,
+        "skewed by offset": x + 1e-3,
+    }[name]
+    scaler, s = scaled(x)
+    assert bool(scaler.curved)
+    assert float(scaler.centre) == 0
+    a, b = np.quantile(x, [0.4, 0.9])
+    steps = np.diff(scaler(torch.as_tensor(np.geomspace(a, b, 4))).numpy())
+    np.testing.assert_allclose(steps / steps.mean(), 1, atol=0.05)
+    assert 0.9 < s.std() < 1.1
+    straight = np.diff((np.geomspace(a, b, 4) - x.mean()) / x.std())
+    assert not np.allclose(straight / straight.mean(), 1, atol=0.5)
+
+
+def test_numbers_of_one_sign_without_scales_stay_straight_and_negative_ones_are_never_logarithms():
+    rng = np.random.default_rng(11)
+    x = np.stack([rng.uniform(0, 1, 20_000), rng.gamma(4.0, 1, 20_000), -powers(rng)], 1)
+    scaler, _ = scaled(x)
+    assert scaler.curved.tolist() == [False, False, True]
+    assert float(scaler.centre[2]) < 0, "tails: about the median"
+
+
+def test_the_curve_of_scales_is_the_one_that_makes_the_sample_most_normal():
+    """Log-normal numbers get a width far below them: arcsinh is then their logarithm, and normal."""
+    scaler, s = scaled(powers(np.random.default_rng(12)))
+    assert abs(((s - s.mean()) ** 3).mean()) < 0.1
+    assert abs(((s - s.mean()) ** 4).mean() - 3) < 0.2
+    assert float(scaler.width) < np.exp(1 - 2)

@@ -1,8 +1,13 @@
 """Observables brought to order one, with statistics of the training rows only, in one pass over them.
 
 Moments are streamed in float64 (the pairwise update of Chan, Golub and LeVeque 1983), quantiles come from a fixed
-sample of rows. Where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), an
-arcsinh about the median comes first, since such tails may have no variance at all; its moments are the sample's.
+sample of rows. A curve t(x) = arcsinh((x - centre) / width) comes first, with the moments of the sample, in two cases:
+
+- tails: where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), about the
+  median; such tails may have no variance at all;
+- scales: where no number is negative and a normal of t makes the sample more likely than one of x, by `CLEAR` nats a
+  row, about 0. There t is ln(2 x / width) for x far above the width, and takes zeros, as counts have them.
+
 An entry with one value only has that value as its mean, so that it comes out as 0 however large it is.
 """
 
@@ -16,15 +21,16 @@ from torch import Tensor, nn
 
 from sbi_dgm.errors import DataError
 from sbi_dgm.parameters import Observable
+from sbi_dgm.univariate import Array
 
 SAMPLE_ROWS = 100_000
 SAMPLE_NUMBERS = 2**23
-HEAVY = 10.0
+HEAVY, CLEAR = 10.0, 0.5
 LEVELS = (0.001, 0.16, 0.5, 0.84, 0.999)
 
 
 class Standardise(nn.Module):
-    """s = (t(x) - mean) / sd, with t the identity or, where tails demand it, arcsinh((x - median) / width).
+    """s = (t(x) - mean) / sd, with t the identity or, where `curved`, arcsinh((x - centre) / width).
 
     One set of numbers for each entry of a number or vector; one for all entries of a field.
 
@@ -33,26 +39,26 @@ class Standardise(nn.Module):
 
     mean: Tensor
     sd: Tensor
-    median: Tensor
+    centre: Tensor
     width: Tensor
-    heavy: Tensor
+    curved: Tensor
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
-        for name, fill in (("mean", 0.0), ("sd", 1.0), ("median", 0.0), ("width", 1.0)):
+        for name, fill in (("mean", 0.0), ("sd", 1.0), ("centre", 0.0), ("width", 1.0)):
             self.register_buffer(name, torch.full(shape, fill))
-        self.register_buffer("heavy", torch.zeros(shape, dtype=torch.bool))
-        self.tails = False
+        self.register_buffer("curved", torch.zeros(shape, dtype=torch.bool))
+        self.straight = True
 
     def _load_from_state_dict(self, *given: Any) -> None:
-        """Read here, once, whether any entry is heavy: in `forward`, each step would wait for its device."""
+        """Read here, once, whether any entry is curved: in `forward`, each step would wait for its device."""
         super()._load_from_state_dict(*given)
-        self.tails = bool(self.heavy.any())
+        self.straight = not bool(self.curved.any())
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        if self.tails:
-            x = torch.where(self.heavy, torch.asinh((x - self.median) / self.width), x)
+        if not self.straight:
+            x = torch.where(self.curved, torch.asinh((x - self.centre) / self.width), x)
         return ((x - self.mean) / self.sd).float()
 
 
@@ -126,26 +132,54 @@ class Statistics:
         sample = np.concatenate(self.sample, dtype=np.float64)
         if not len(sample):
             return scaler
-        low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
-        heavy = ((high - low) > HEAVY * (right - left)) & (right > left)
-        width = np.where(heavy, (right - left) / 2, 1.0)
+        curved, centre, width = curve(sample)
         mean, sd = np.asarray(self.mean), np.sqrt(self.spread / max(1, self.count))
-        if heavy.any():
-            drawn = np.arcsinh((sample - median) / width)
-            mean, sd = np.where(heavy, drawn.mean(0), mean), np.where(heavy, drawn.std(0), sd)
+        if curved.any():
+            drawn = np.arcsinh((sample - centre) / width)
+            mean, sd = np.where(curved, drawn.mean(0), mean), np.where(curved, drawn.std(0), sd)
         rounding = 1e-12 * np.abs(mean)
         constant = sd <= rounding
-        mean = np.where(constant, median, mean)  # the value itself: a mean of many has rounding errors
+        mean = np.where(constant, np.median(sample, axis=0), mean)  # the value: a mean of many has rounding errors
         if constant.any():
             where = np.flatnonzero(np.atleast_1d(constant))[:5].tolist()
             warnings.warn(
                 f"observable {self.name!r}: entries {where} never change; they are scaled by 1.", stacklevel=2
             )
         sd = np.where(constant, np.maximum(1.0, rounding), sd)
-        numbers = {"mean": mean, "sd": sd, "median": median, "width": width, "heavy": heavy}
+        numbers = {"mean": mean, "sd": sd, "centre": centre, "width": width, "curved": curved}
         scaler = scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
         scaler.load_state_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
         return scaler
+
+
+def curve(sample: Array) -> tuple[np.ndarray, Array, Array]:
+    """Which entries of a sample (n, ...) need a curve, and its centre and width, each (...).
+
+    >>> curve(np.exp(np.random.default_rng(0).normal(0, 2, (1000, 1))))[0]
+    array([ True])
+    """
+    low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
+    tails = ((high - low) > HEAVY * (right - left)) & (right > left)
+    least = np.min(sample, axis=0, where=sample > 0, initial=np.inf)
+    scales = (sample >= 0).all(0) & (high > low)
+    offered = (tails, median, (right - left) / 2), (scales, 0.0, least), (scales & (left > 0), 0.0, left)
+    with np.errstate(divide="ignore"):  # an entry that never changes is as normal as can be
+        best = np.where(tails, -np.inf, CLEAR - np.log(sample.std(0)))
+    curved, centre, width = np.zeros_like(tails), np.zeros_like(median), np.ones_like(median)
+    for which, about, by in offered:
+        if which.any():
+            by = np.where(which, by, 1.0)
+            score = _normality(sample - about, by)
+            better = which & (score > best)
+            best, curved = np.where(better, score, best), curved | better
+            centre, width = np.where(better, about, centre), np.where(better, by, width)
+    return curved, centre, width
+
+
+def _normality(away: Array, width: Array) -> Array:
+    """The mean ln p of numbers of which arcsinh(away / width) is normal, but for a constant: (n, ...) -> (...)."""
+    with np.errstate(divide="ignore"):
+        return -np.log(np.arcsinh(away / width).std(0)) - np.log(np.hypot(away, width)).mean(0)
 
 
 def scalers(
