@@ -5,8 +5,9 @@ sample of rows. A curve t(x) = arcsinh((x - centre) / width) comes first, with t
 
 - tails: where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), about the
   median; such tails may have no variance at all;
-- scales: where no number is negative and a normal of t makes the sample more likely than one of x, by `CLEAR` nats a
-  row, about 0. There t is ln(2 x / width) for x far above the width, and takes zeros, as counts have them.
+- scales: where no number is negative, some are fractions, and a normal of t makes the sample more likely than one of
+  x, by `CLEAR` nats a row, about 0. There t is ln(2 x / width) for x far above the width, and takes zeros too. Counts
+  stay as they are: logarithms would magnify the noise of the small ones.
 
 An entry with one value only has that value as its mean, so that it comes out as 0 however large it is.
 """
@@ -161,7 +162,7 @@ def curve(sample: Array) -> tuple[np.ndarray, Array, Array]:
     low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
     tails = ((high - low) > HEAVY * (right - left)) & (right > left)
     least = np.min(sample, axis=0, where=sample > 0, initial=np.inf)
-    scales = (sample >= 0).all(0) & (high > low)
+    scales = (sample >= 0).all(0) & (sample % 1 > 0).any(0) & (high > low)
     offered = (tails, median, (right - left) / 2), (scales, 0.0, least), (scales & (left > 0), 0.0, left)
     with np.errstate(divide="ignore"):  # an entry that never changes is as normal as can be
         best = np.where(tails, -np.inf, CLEAR - np.log(sample.std(0)))
