@@ -30,12 +30,22 @@ def train(p: argparse.ArgumentParser) -> None:
     p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
     _output(p, "run folder")
     _layout(p)
-    p.add_argument("--estimator", help="flow (the default), diffusion, flow_matching, continuous_flow, vae, located")
     p.add_argument(
+        "--estimator", help="auto, flow (the default), diffusion, flow_matching, continuous_flow, vae, located"
+    )
+    learn = p.add_mutually_exclusive_group()
+    learn.add_argument(
         "--learn",
         choices=("posterior", "likelihood"),
         default="posterior",
         help="p(theta | x), or p(x | theta) of up to 512 numbers x, for sample --refine",
+    )
+    learn.add_argument(
+        "--refine",
+        dest="learn",
+        action="store_const",
+        const="refined",
+        help="learn the likelihood too, of up to 100 numbers x: sample --refine finds it",
     )
     p.add_argument("--rate", action="store_true", help="keep the cross section in event weights")
     p.add_argument("--parameters", type=_words, help="names to infer, by commas; others drop out")
@@ -67,7 +77,11 @@ def sample(p: argparse.ArgumentParser) -> None:
     _output(p, "file of samples (HDF5)")
     p.add_argument("--row", type=int, help="row of a simulation file")
     p.add_argument(
-        "--refine", metavar="LIKELIHOOD", help="likelihood file, or a simulator with log_likelihood: importance weights"
+        "--refine",
+        nargs="?",
+        const="",
+        metavar="LIKELIHOOD",
+        help="importance weights by a likelihood file, a simulator with log_likelihood, or what train --refine learned",
     )
     p.add_argument("--effective", type=float, default=10_000, help="effective size of the weights, with --refine")
     p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")

@@ -70,16 +70,24 @@ def _train(a: argparse.Namespace) -> None:
         max_time=a.max_time,
         tensorboard=a.tensorboard,
     )
+    if a.learn == "refined":
+        _told(learned.likelihood.record, f"{a.out}/likelihood")
+        learned = learned.proposal
     record = learned.record
-    size = f", mean of {a.members} members" if a.members > 1 else f" at step {record['best_step']}"
-    print(
-        f"{a.out}/{a.learn}.safetensors: {record['estimator']['name']}, best validation loss "
-        f"{record['best_validation_loss']:.3f}{size}, {record['seconds']:.0f} s."
-    )
-    if record["rows_at_prior_edge"] and a.learn == "posterior":
+    _told(record, a.out)
+    if record["rows_at_prior_edge"] and record["learn"] == "posterior":
         print(f"{record['rows_at_prior_edge']} rows of theta lie on an edge of the prior.")
     if record["agreement"]["fails"]:
         print(f"failures depend on {', '.join(record['agreement']['fails'])}: the prior is cut where they occur.")
+
+
+def _told(record: dict[str, Any], folder: str) -> None:
+    members = len(record.get("members", []))
+    size = f", mean of {members} members" if members else f" at step {record['best_step']}"
+    print(
+        f"{folder}/{record['learn']}.safetensors: {record['estimator']['name']}, best validation loss "
+        f"{record['best_validation_loss']:.3f}{size}, {record['seconds']:.0f} s."
+    )
 
 
 def _opened(a: argparse.Namespace, known: dict[str, Any] | None = None) -> Any:
@@ -124,8 +132,8 @@ def _sample(a: argparse.Namespace) -> None:
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
-    if a.refine:
-        better = posterior.refined(_likelihood(a.refine, a.device), effective=a.effective)
+    if a.refine is not None:
+        better = posterior.refined(_likelihood(a), effective=a.effective)
         samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print)
     else:
         keep = a.log_prob or posterior.density == "exact"
@@ -140,14 +148,15 @@ def _sample(a: argparse.Namespace) -> None:
     print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
 
 
-def _likelihood(name: str, device: str) -> Any:
+def _likelihood(a: argparse.Namespace) -> Any:
     from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.simulator import find
 
-    if Path(name).exists():
-        return Likelihood.load(name, device=device)
+    beside = Path(a.model).parent / "likelihood" / "likelihood.safetensors"
+    if not a.refine or Path(a.refine).exists():
+        return Likelihood.load(a.refine or beside, device=a.device)
     sys.path.insert(0, str(Path.cwd()))
-    return find(name)
+    return find(a.refine)
 
 
 def _check_figure(path: Path, overwrite: bool) -> None:

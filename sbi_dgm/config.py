@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sbi_dgm import options
-from sbi_dgm.benchmark.methods import Fitted
+from sbi_dgm.benchmark.methods import Fitted, Refining
 from sbi_dgm.benchmark.suite import Suite
 from sbi_dgm.data.foreign import WEIGHTS
 from sbi_dgm.data.reading import Reading
@@ -63,7 +63,7 @@ def settings(path: str | Path | None, words: Sequence[str], estimator: str | Non
 
 def _run(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        "estimator": _named("estimator", FAMILIES, content["estimator"], "flow"),
+        "estimator": _estimator(content["estimator"]),
         "embedding": _named("embedding", EMBEDDINGS, content["embedding"], "auto"),
         "training": Training(**content["training"]),
         "split": SplitRule(**content["split"]),
@@ -71,12 +71,23 @@ def _run(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _estimator(content: Mapping[str, Any]) -> Any:
+    if content.get("name") != "auto":
+        return _named("estimator", FAMILIES, content, "flow")
+    if len(content) > 1:
+        raise OptionError(
+            f"estimator auto chooses for itself: leave out {', '.join(k for k in content if k != 'name')}."
+        )
+    return "auto"
+
+
 def suite(given: str | None, chosen: Mapping[str, Any]) -> Suite:
     """The suite of a benchmark.
 
     Args:
         given: "quick", "standard", "full", or a TOML file with the fields of `Suite`; a table `[methods.NAME]` there
-            holds settings as a run's file does, and `members` of an ensemble; NAME may stand among the estimators.
+            holds settings as a run's file does, `members` of an ensemble, and `refine = true` for a posterior refined
+            by a learned likelihood; NAME may stand among the estimators.
             None for `chosen` alone.
         chosen: fields over those; None where not said.
 
@@ -102,17 +113,20 @@ def _suite_text(given: str) -> str:
     return require_file(given).read_text(encoding="utf-8")
 
 
-def _method(name: str, table: Mapping[str, Any]) -> Fitted:
-    tables = {key: value for key, value in table.items() if key != "members"}
+def _method(name: str, table: Mapping[str, Any]) -> Fitted | Refining:
+    tables = {key: value for key, value in table.items() if key not in ("members", "refine")}
     for key in tables:
         if key not in METHOD:
-            raise OptionError(f"[methods.{name}]: {unknown('table', key, (*METHOD, 'members'))}")
+            raise OptionError(f"[methods.{name}]: {unknown('table', key, (*METHOD, 'members', 'refine'))}")
     made = _run(_tables(tables, f"[methods.{name}]"))
-    settings = {key: made[key] for key in ("estimator", *tables)}
-    members = table.get("members", 1)
+    settings, members = {key: made[key] for key in ("estimator", *tables)}, table.get("members", 1)
     if not isinstance(members, int) or members < 1:
         raise OptionError(f"[methods.{name}]: members = {members!r}: give a whole number from 1 on.")
-    return Fitted(name, settings if members == 1 else settings | {"members": members})
+    several = {} if members == 1 else {"members": members}
+    posterior = Fitted(name, settings | several)
+    if not table.get("refine", False):
+        return posterior
+    return Refining(name, posterior, Fitted(name, {"estimator": "auto", "learn": "likelihood"} | several))
 
 
 def of_use(words: Sequence[str]) -> dict[str, Any]:

@@ -53,6 +53,13 @@ def train(whole: Job, members: int, workers: int | None = None) -> Posterior:
         return _train(whole, Path(folder), members, workers)
 
 
+def finished(whole: Job, members: int) -> bool:
+    """Whether its folder holds the very ensemble, trained to the end."""
+    if whole.folder is None or whole.overwrite or not _result(whole, whole.folder).exists():
+        return False
+    return all(job.finished(_member(whole, whole.folder, k)) for k in range(members))
+
+
 def _train(whole: Job, folder: Path, members: int, workers: int | None) -> Posterior:
     began, result = time.monotonic(), _result(whole, folder)
     _refuse_others(whole, folder, members)

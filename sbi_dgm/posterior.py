@@ -27,7 +27,7 @@ from sbi_dgm.files import refuse_existing
 from sbi_dgm.model import Model, device_named, rebuilt, whole
 from sbi_dgm.options import describe, restore
 from sbi_dgm.priors import Prior
-from sbi_dgm.refinement import CAP, Refined, refined
+from sbi_dgm.refinement import CAP, Refined
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, torch_generator
 from sbi_dgm.univariate import Array
@@ -286,7 +286,7 @@ class Posterior:
             print(better.weigh(x).verdict)
 
         """
-        return refined(self, likelihood, effective=effective, cap=cap)
+        return Refined(self, likelihood, effective=effective, cap=cap)
 
     def proposals(self, n: int, x: Observation, seed: int) -> tuple[Array, Array]:
         """n draws (n, D) of one observation and their ln q, for `refined`."""

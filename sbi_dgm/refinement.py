@@ -143,22 +143,31 @@ class Refined:
     """A posterior refined by a likelihood: amortized still, each observation costs its proposals. Made by `refined`.
 
     Attributes:
+        proposal: the posterior that is refined.
+        likelihood: what it is refined by.
         density: "unnormalised": `log_prob` is ln L + ln p, which lacks the evidence that `weigh` estimates.
 
     """
 
     density = "unnormalised"
 
-    def __init__(self, proposal: Proposal, log_likelihood: LogLikelihood, *, effective: float, cap: int) -> None:
+    def __init__(self, proposal: Proposal, likelihood: Any, *, effective: float, cap: int = CAP) -> None:
         if not 0 < effective <= 1e9 or cap < BLOCK:
             raise OptionError(f"effective = {effective:g}, cap = {cap}: give effective > 0 and cap >= {BLOCK}.")
-        self.proposal, self.log_likelihood, self.effective, self.cap = proposal, log_likelihood, effective, cap
+        self.proposal, self.likelihood, self.effective, self.cap = proposal, likelihood, effective, cap
+        self.log_likelihood = _function(likelihood)
         self.prior = proposal.require_prior("refinement")
 
     @property
     def names(self) -> list[str]:
         """Names of the parameters."""
         return self.proposal.names
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How the posterior and the likelihood were trained, where that is known."""
+        parts = {"posterior": self.proposal, "likelihood": self.likelihood}
+        return {name: part.record for name, part in parts.items() if hasattr(part, "record")}
 
     def weigh(self, x: Any, *, seed: int | None = None) -> Weighted:
         """Weighted proposals for one observation, until enough are effective or the cap is reached.
@@ -314,11 +323,11 @@ class _Pool:
         return self._log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)
 
 
-def refined(proposal: Proposal, likelihood: Any, *, effective: float, cap: int = CAP) -> Refined:
-    """A posterior refined by something with `log_likelihood(theta, x)`, or by such a function."""
+def _function(likelihood: Any) -> LogLikelihood:
+    """Its `log_likelihood(theta, x)`, or such a function itself."""
     function: LogLikelihood = getattr(likelihood, "log_likelihood", likelihood)
     if isinstance(function, Simulator):
         raise OptionError(f"the simulator {function.name!r} has no log_likelihood: learn one (learn='likelihood').")
     if not callable(function):
         raise OptionError(f"{likelihood!r} is no likelihood: give a function (theta, x) -> ln p, or a Likelihood.")
-    return Refined(proposal, function, effective=effective, cap=cap)
+    return function

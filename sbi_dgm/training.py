@@ -1,13 +1,17 @@
-"""From simulations to a posterior, or to a likelihood: `fit`, the one door to training."""
+"""From simulations to a posterior, a likelihood, or the one refined by the other: `fit`, the one door to training."""
 
 import math
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from torch import nn
+from tqdm import tqdm
 
-from sbi_dgm import embeddings, ensemble, job, options
+from sbi_dgm import embeddings, ensemble, job, options, recipe
 from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.exchanged import exchanged
 from sbi_dgm.data.reading import Reading
@@ -15,11 +19,11 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.estimators.base import Family, family
+from sbi_dgm.job import Job
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.loop import Training
-from sbi_dgm.posterior import Posterior
-
-LEARNED = ("posterior", "likelihood")
+from sbi_dgm.posterior import Posterior, opened
+from sbi_dgm.refinement import Refined
 
 
 @overload
@@ -31,6 +35,17 @@ def fit(
     learn: Literal["likelihood"],
     **options: Any,
 ) -> Likelihood: ...
+
+
+@overload
+def fit(
+    data: Simulations,
+    estimator: str | Family = ...,
+    embedding: "str | embeddings.Embedding | nn.Module" = ...,
+    *,
+    learn: Literal["refined"],
+    **options: Any,
+) -> Refined: ...
 
 
 @overload
@@ -51,7 +66,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     embedding: "str | embeddings.Embedding | nn.Module" = "auto",
     parameters: Sequence[str] | None = None,
     *,
-    learn: Literal["posterior", "likelihood"] = "posterior",
+    learn: Literal["posterior", "likelihood", "refined"] = "posterior",
     training: Training | None = None,
     split: SplitRule | None = None,
     reading: Reading | None = None,
@@ -67,16 +82,18 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     max_time: float | None = None,
     tensorboard: bool = False,
     progress: bool = True,
-) -> Posterior | Likelihood:
-    """Train a posterior, or a likelihood, on simulations.
+) -> Posterior | Likelihood | Refined:
+    """Train a posterior, a likelihood, or both, on simulations.
 
     Args:
         data: the simulations.
-        estimator: a family's name, or its options, such as `Flow(transforms=8)`.
+        estimator: a family's name, its options, such as `Flow(transforms=8)`, or "auto": what suits the numbers of
+            rows, of parameters and of x (`sbi_dgm.recipe`).
         embedding: "auto", "mlp", their options, or a module of your own.
         parameters: names to infer; the others are marginalised.
-        learn: "posterior", q(theta | x), or "likelihood", q(x | theta), where x is up to 512 numbers (they are read
-            into memory; whole numbers are dequantised by U(0, 1)).
+        learn: "posterior", q(theta | x); "likelihood", q(x | theta), where x is up to 512 numbers (they are read into
+            memory; whole numbers are dequantised by U(0, 1)); or "refined", the posterior and, by its own recipe, the
+            likelihood that refines it, where x is up to 100 numbers. `out/likelihood` is the run of the latter.
         training: batch size, rates and patience.
         split: fractions of validation and test rows.
         reading: from memory or as a stream; chosen by what is free.
@@ -105,21 +122,19 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
 
         posterior = sbi_dgm.fit(data, out="runs/sn")
         posterior = sbi_dgm.fit(data, Located(Flow(transforms=3)), training=Training(batch_size=512))
+        refined = sbi_dgm.fit(data, "auto", learn="refined", members=4)
 
     """
-    if learn not in LEARNED:
-        raise OptionError(unknown("role", learn, LEARNED))
+    if learn not in LEARN:
+        raise OptionError(unknown("role", learn, LEARN))
     data.require_rows(parameters)
-    prior = data.prior
-    split = split or SplitRule()
-    if learn == "likelihood":
+    if learn != "posterior":
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
-        data, rate = exchanged(data, data.split(split), seed), True
-    folder = None if out is None else Path(out)
+    folder, split = None if out is None else Path(out), split or SplitRule()
     _require_folder(folder, max_time=max_time is not None, tensorboard=tensorboard)
-    asked = job.Job(
+    asked = Job(
         data,
-        family(estimator) if isinstance(estimator, str) else estimator,
+        _family(estimator, learn, data, split, progress),
         options.make("embedding", embeddings.EMBEDDINGS, embedding) if isinstance(embedding, str) else embedding,
         parameters,
         training or Training(),
@@ -135,10 +150,59 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         math.inf if max_time is None else max_time,
         tensorboard,
         progress,
-        learn=learn,
     )
-    learned = job.train(asked) if members == 1 else ensemble.train(asked, members, workers)
-    return learned if learn == "posterior" else Likelihood(learned, prior)
+    return LEARN[learn](asked, members, workers)
+
+
+def _family(estimator: str | Family, learn: str, data: Simulations, split: SplitRule, progress: bool) -> Family:
+    if estimator != "auto":
+        return family(estimator) if isinstance(estimator, str) else estimator
+    choice = recipe.recommended(learn, data, len(data.split(split).train))
+    if progress:
+        tqdm.write(f"estimator: {choice.why}", file=sys.stderr)
+    return choice.family
+
+
+def _posterior(asked: Job, members: int, workers: int | None) -> Posterior:
+    return job.train(asked) if members == 1 else ensemble.train(asked, members, workers)
+
+
+def _likelihood(asked: Job, members: int, workers: int | None) -> Likelihood:
+    data = exchanged(asked.data, asked.data.split(asked.split), asked.seed)
+    exchanging = replace(asked, data=data, rate=True, learn="likelihood")
+    return Likelihood(_posterior(exchanging, members, workers), asked.data.prior)
+
+
+def _refined(asked: Job, members: int, workers: int | None) -> Refined:
+    """The posterior first, then the likelihood, in what is left of the time."""
+    recipe.require_refinable(asked.data)
+    rows = len(asked.data.split(asked.split).train)
+    beside = replace(
+        asked,
+        estimator=recipe.recommended("likelihood", asked.data, rows).family,
+        embedding=embeddings.Auto(),
+        folder=None if asked.folder is None else asked.folder / "likelihood",
+    )
+    began = time.monotonic()
+    posterior = _kept(asked, members) or _posterior(asked, members, workers)
+    left = replace(beside, limit=asked.limit - (time.monotonic() - began))
+    return posterior.refined(_likelihood(left, members, workers))
+
+
+def _kept(asked: Job, members: int) -> Posterior | None:
+    """What the call that is resumed has finished."""
+    done = job.finished(asked) if members == 1 else ensemble.finished(asked, members)
+    if not (asked.resume and done):
+        return None
+    own = asked.embedding if isinstance(asked.embedding, nn.Module) else None
+    return opened(str(asked.result), prior=asked.data.prior, embedding=own, device=asked.device)
+
+
+LEARN: dict[str, Callable[[Job, int, int | None], Posterior | Likelihood | Refined]] = {
+    "posterior": _posterior,
+    "likelihood": _likelihood,
+    "refined": _refined,
+}
 
 
 def _refuse_for_likelihoods(**given: object) -> None:

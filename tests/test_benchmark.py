@@ -107,7 +107,7 @@ def test_our_own_estimators_are_trained_on_the_budget_and_only_once(tmp_path):
     assert not results.failed
     (data,) = (tmp_path / "simulations").glob("*.h5")
     assert len(Simulations.open(data)) == 300
-    (trained,) = (tmp_path / "runs").glob("*/posterior.safetensors")
+    (trained,) = (tmp_path / "runs").glob("*/members/0/posterior.safetensors")
     before = trained.stat().st_mtime_ns
     again = run(tmp_path, chosen.model_copy(update={"draws": 500}))
     assert trained.stat().st_mtime_ns == before

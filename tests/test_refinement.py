@@ -9,7 +9,7 @@ from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import ObservationError, OptionError, PriorError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
-from sbi_dgm.refinement import BLOCK, Refined, refined
+from sbi_dgm.refinement import BLOCK, Refined
 
 PRIOR = Prior([Parameter("a", Normal(0.0, 1.0)), Parameter("b", Normal(0.0, 2.0))])
 NOISE = 0.3
@@ -52,7 +52,7 @@ def two_modes(theta, x):
 
 
 def weighed(proposal, function=log_likelihood, seed=0, **options):
-    return refined(proposal, function, **({"effective": 5000} | options)).weigh(X, seed=seed)
+    return Refined(proposal, function, **({"effective": 5000} | options)).weigh(X, seed=seed)
 
 
 def check_evidence(proposal, function=log_likelihood, expected=LOG_EVIDENCE):
@@ -85,13 +85,13 @@ def check_draws(draws):
 
 @pytest.mark.parametrize("proposal", [Toy(), Toy(1.0, 1.5)], ids=["exact", "off"])
 def test_draws_are_the_posterior(proposal):
-    check_draws(refined(proposal, log_likelihood, effective=8000).sample(4000, X, seed=1).array)
+    check_draws(Refined(proposal, log_likelihood, effective=8000).sample(4000, X, seed=1).array)
 
 
 def test_draws_by_another_likelihood_are_noticed():
     with pytest.raises(AssertionError):
         check_draws(
-            refined(Toy(), lambda t, x: 1.3 * log_likelihood(t, x), effective=8000).sample(4000, X, seed=1).array
+            Refined(Toy(), lambda t, x: 1.3 * log_likelihood(t, x), effective=8000).sample(4000, X, seed=1).array
         )
 
 
@@ -104,7 +104,7 @@ def test_an_exact_posterior_keeps_its_draws():
 
 
 def test_a_missed_mode_is_flagged_and_a_covered_one_is_not():
-    missed = refined(Toy(), two_modes, effective=5000, cap=BLOCK).weigh(X, seed=0)
+    missed = Refined(Toy(), two_modes, effective=5000, cap=BLOCK).weigh(X, seed=0)
     assert missed.pareto_k > 0.7
     assert not missed.trusted
     assert "misses the posterior or a mode" in missed.verdict
@@ -137,12 +137,12 @@ def test_proposals_that_leave_the_prior_weigh_nothing():
 
     exact = 2 * norm.logpdf(6.0, 0, np.sqrt(5.0))
     for seed in range(5):
-        found = refined(Far(0, 30.0), at_the_edge, effective=20_000).weigh(X, seed=seed)
+        found = Refined(Far(0, 30.0), at_the_edge, effective=20_000).weigh(X, seed=seed)
         assert abs(found.log_evidence - exact) < 4 * found.log_evidence_error
 
 
 def test_the_cap_is_said_and_warned_of():
-    small = refined(Toy(), two_modes, effective=10**6, cap=BLOCK)
+    small = Refined(Toy(), two_modes, effective=10**6, cap=BLOCK)
     assert "1000000 were asked for: the cap" in small.weigh(X, seed=0).verdict
     with pytest.warns(UserWarning, match=r"observation 1: .* of 10 draws are different; .*Pareto"):
         small.sample(10, np.stack([X, X]), seed=0)
@@ -157,7 +157,7 @@ def test_it_goes_on_until_enough_are_effective():
 
 
 def test_log_prob_less_the_evidence_is_a_density():
-    posterior = refined(Toy(), log_likelihood, effective=1000)
+    posterior = Refined(Toy(), log_likelihood, effective=1000)
     assert posterior.density == "unnormalised"
     theta = CENTRE + WIDTH * np.random.default_rng(0).standard_normal((50, 2))
     exact = multivariate_normal(CENTRE, np.diag(WIDTH**2)).logpdf(theta)
@@ -165,7 +165,7 @@ def test_log_prob_less_the_evidence_is_a_density():
 
 
 def test_a_stack_is_refined_one_by_one():
-    posterior = refined(Toy(0.0, 2.0), log_likelihood, effective=2000)
+    posterior = Refined(Toy(0.0, 2.0), log_likelihood, effective=2000)
     draws = posterior.sample(3000, np.stack([X, X + 0.2]), seed=0)
     assert draws.array.shape == (2, 3000, 2)
     step = draws.array[1].mean(0) - draws.array[0].mean(0)
@@ -175,7 +175,7 @@ def test_a_stack_is_refined_one_by_one():
 
 
 def test_the_seed_decides():
-    a, b, c = (refined(Toy(), log_likelihood, effective=10).sample(5, X, seed=s).array for s in (1, 1, 2))
+    a, b, c = (Refined(Toy(), log_likelihood, effective=10).sample(5, X, seed=s).array for s in (1, 1, 2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
@@ -202,7 +202,7 @@ def test_impossible_options_are_refused(options):
 
 def test_what_is_no_likelihood_is_refused():
     with pytest.raises(OptionError, match="no likelihood"):
-        refined(Toy(), 3, effective=10)
+        Refined(Toy(), 3, effective=10)
 
 
 def test_a_simulator_is_no_likelihood():
@@ -213,7 +213,7 @@ def test_a_simulator_is_no_likelihood():
             return theta
 
     with pytest.raises(OptionError, match="simulator 'silent' has no log_likelihood"):
-        refined(Toy(), Silent(), effective=10)
+        Refined(Toy(), Silent(), effective=10)
 
 
 def test_without_a_prior_there_is_no_refinement():
@@ -222,7 +222,7 @@ def test_without_a_prior_there_is_no_refinement():
             raise PriorError(f"{purpose} needs the prior")
 
     with pytest.raises(PriorError, match="refinement needs"):
-        refined(Uninformed(), log_likelihood, effective=10)
+        Refined(Uninformed(), log_likelihood, effective=10)
 
 
 # Posteriors of families, whose densities mean different things

@@ -5,7 +5,7 @@ import json
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -118,8 +118,7 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
     data = _simulated(task, cell, folder / "simulations")
     clock.lap("simulate")
     posterior = cell.method.train(task, data, cell.seed, cell.device, folder / "runs")
-    trained = getattr(posterior, "record", {}).get("seconds")
-    clock.lap("train", trained)
+    clock.lap("train", trained_for(getattr(posterior, "record", {})))
     at = observed(task, how.observations)
     exact = references(task, at, how.draws, folder / "references")
     clock.lap("reference")
@@ -137,6 +136,12 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
         "truths": truths,
         "seconds": clock.laps,
     }
+
+
+def trained_for(record: Mapping[str, Any]) -> float | None:
+    """Seconds of training by a record, of all members and of all parts; None where it says nothing."""
+    parts = record.get("members") or ([] if "seconds" in record else [r for r in record.values() if "seconds" in r])
+    return sum(trained_for(part) or 0.0 for part in parts) if parts else record.get("seconds")
 
 
 class _Clock:

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Family, family
+from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.options import Options
 from sbi_dgm.posterior import load
 from sbi_dgm.training import fit
@@ -62,19 +62,53 @@ class Fitted:
         return {key: DESCRIBED.get(key, Options.model_dump)(value) for key, value in sorted(self.settings.items())}
 
     def train(self, task: Any, data: Simulations, seed: int, device: str, folder: Path) -> Any:
-        """Train in a run folder of its own, or go on there; what was trained before is loaded."""
-        digest = hashlib.sha256(json.dumps([self.describe(), data.fingerprint()]).encode()).hexdigest()[:12]
-        run = folder / f"{task.name}-{self.label}-{len(data)}-{seed}-{digest}"
-        if not (run / "posterior.safetensors").exists():
-            settings: dict[str, Any] = {"split": SPLIT, **self.settings}
+        """Train in a run folder of its own, or go on there; what was trained before is loaded.
+
+        A single network is the first member of an ensemble with the same settings: they share it.
+        """
+        settings: dict[str, Any] = {"split": SPLIT, **self.settings}
+        decides = {name: value for name, value in self.describe().items() if name != "members"}
+        digest = hashlib.sha256(json.dumps([decides, data.fingerprint()]).encode()).hexdigest()[:12]
+        run = folder / f"{task.name}-{len(data)}-{seed}-{digest}"
+        run = run if settings.get("members", 1) > 1 else run / "members" / "0"
+        learn = settings.get("learn", "posterior")
+        path = run / f"{learn}.safetensors"
+        if not path.exists():
             fit(data, **settings, seed=seed, device=device, out=run, resume=True, workers=1, progress=False)
-        return load(run / "posterior.safetensors", device=device, prior=task.prior)
+        return LOADED[learn](path, device=device, prior=task.prior)
 
 
+@dataclass(frozen=True)
+class Refining:
+    """One of our posteriors, refined by one of our likelihoods.
+
+    Args:
+        label: in tables.
+        posterior: how the posterior is trained.
+        likelihood: how the likelihood is, with `learn="likelihood"` among its settings.
+
+    """
+
+    label: str
+    posterior: Fitted
+    likelihood: Fitted
+
+    def describe(self) -> dict[str, Any]:
+        """The settings of both as JSON."""
+        return {"posterior": self.posterior.describe(), "likelihood": self.likelihood.describe()}
+
+    def train(self, task: Any, data: Simulations, seed: int, device: str, folder: Path) -> Any:
+        """Train what is missing of both, each in its run folder."""
+        likelihood = self.likelihood.train(task, data, seed, device, folder)
+        return self.posterior.train(task, data, seed, device, folder).refined(likelihood)
+
+
+LOADED: Mapping[str, Callable[..., Any]] = {"posterior": load, "likelihood": Likelihood.load}
 DESCRIBED: Mapping[str, Callable[[Any], Any]] = {
-    "estimator": partial(options.describe, FAMILIES),
+    "estimator": lambda given: given if given == "auto" else options.describe(FAMILIES, given),
     "embedding": embeddings.describe,
     "members": int,
+    "learn": str,
 }
 
 
@@ -156,7 +190,7 @@ def called(function: Callable[..., Any], *given: Any, **offered: Any) -> Any:
 
 
 def method(given: Any) -> Method:
-    """A method from what a user may write: a family's name, its options, `module:callable`, a callable, a `Method`.
+    """A method from what a user may write: a family's name, "auto", options, `module:callable`, a callable, a `Method`.
 
     >>> method("flow").label
     'flow'
@@ -165,7 +199,7 @@ def method(given: Any) -> Method:
     if isinstance(given, str) and ":" in given:
         return Called(given.replace(":", "."), options.imported(given))
     if isinstance(given, str):
-        return Fitted(given, {"estimator": family(given)})
+        return Fitted(given, {"estimator": given if given == "auto" else family(given)})
     if isinstance(given, Family):
         return Fitted(_label(given), {"estimator": given})
     if hasattr(given, "train") and hasattr(given, "label"):

@@ -61,7 +61,7 @@ class Flow(Family):
     bound: float = Field(default=5.0, ge=5.0)
     hidden: int = Field(default=64, ge=1)
     blocks: int = Field(default=2, ge=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @property
     def shape(self) -> dict[str, Any]:
