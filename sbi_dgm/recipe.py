@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sbi_dgm.data.exchanged import Roles
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.errors import DataError
+from sbi_dgm.errors import DataError, PriorError
 from sbi_dgm.estimators.base import Family
 from sbi_dgm.estimators.diffusion import Diffusion
 from sbi_dgm.estimators.flow import Flow
@@ -54,7 +54,9 @@ def likelihood(rows: int, parameters: int, numbers: int) -> Choice:
 
 
 def require_refinable(data: Simulations) -> None:
-    """`DataError` where x is no vector of up to 100 numbers."""
+    """`PriorError` without a prior, `DataError` where x is no vector of up to 100 numbers."""
+    if data.prior is None:
+        raise PriorError("refinement needs the prior, and these simulations have none: give them one.")
     size = len(Roles.of(data).entries)
     if size > REFINABLE:
         raise DataError(

@@ -1,0 +1,173 @@
+"""What is recommended, why, and what comes of it: rules that are monotone, and runs that go on."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from training_toys import BRIEF, PRIOR, check_same, simulations
+
+import sbi_dgm
+from sbi_dgm import Diffusion, Flow, Likelihood, Located, Observable, Simulations, Uniform
+from sbi_dgm.cli import main
+from sbi_dgm.errors import DataError, OptionError, PriorError, TimeLimitError
+from sbi_dgm.estimators.base import family
+from sbi_dgm.parameters import Parameter
+from sbi_dgm.priors import Prior
+from sbi_dgm.recipe import likelihood, posterior, recommended
+from sbi_dgm.refinement import Refined
+
+X = np.array([0.1, -0.4, 0.5])
+ROWS = (100, 900, 2_700, 9_000, 90_000, 900_000)
+
+
+def fit(**options: Any) -> Any:
+    given = {"training": BRIEF, "device": "cpu", "progress": False}
+    return sbi_dgm.fit(simulations(), **(given | options))
+
+
+# Rules
+
+
+@pytest.mark.parametrize("rule", [posterior, likelihood])
+@pytest.mark.parametrize("parameters", [1, 2, 5, 10, 30])
+def test_more_rows_never_bring_a_simpler_choice_back(rule, parameters):
+    """Monotone in the number of rows: along it the choice changes once at most."""
+    chosen = [rule(rows, parameters, 8).family for rows in ROWS]
+    changes = sum(a != b for a, b in pairwise(chosen))
+    assert changes <= 1
+
+
+def test_a_choice_says_family_rows_and_parameters():
+    for choice, word in ((posterior(9000, 5, 8), "diffusion"), (posterior(900, 5, 8), "flow")):
+        assert isinstance(choice.family, Diffusion if word == "diffusion" else Flow)
+        assert choice.why.startswith(("a " + word, word))
+        assert "5 parameters" in choice.why
+        assert "rows" in choice.why
+    small, large = likelihood(900, 5, 8).family, likelihood(9000, 5, 8).family
+    assert isinstance(small, Located)
+    assert small.of == Flow(map="affine", transforms=1)
+    assert large == Located(Flow())
+
+
+def test_the_same_numbers_give_the_same_choice_whatever_the_names():
+    theta, noise = np.random.default_rng(0).uniform(size=(300, 2)), np.random.default_rng(1).normal(size=(300, 4))
+    found = set()
+    for names in (("slcp_1", "slcp_2"), ("a", "b")):
+        prior = Prior([Parameter(name, Uniform(0, 1)) for name in names])
+        data = Simulations.from_arrays(theta, {"_".join(names): noise}, prior=prior)
+        found.add(repr(recommended("posterior", data, 270)))
+    assert len(found) == 1
+
+
+def test_auto_trains_what_is_recommended_and_says_so(capsys):
+    trained = fit(estimator="auto", progress=True)
+    choice = recommended("posterior", simulations(), trained.record["rows"]["train"])
+    assert f"estimator: {choice.why}" in capsys.readouterr().err
+    check_same(trained, fit(estimator=choice.family))
+
+
+def test_defaults_have_dropout():
+    assert family("flow").dropout == 0.1
+
+
+# A posterior and the likelihood that refines it
+
+
+def test_refined_is_a_posterior_and_a_likelihood_of_their_own_recipes(tmp_path):
+    found = fit(learn="refined", estimator=Flow(transforms=1, hidden=8), out=tmp_path)
+    assert isinstance(found, Refined)
+    assert isinstance(found.likelihood, Likelihood)
+    assert found.likelihood.record["estimator"]["name"] == "located"
+    kept = sbi_dgm.load(tmp_path / "posterior.safetensors")
+    check_same(kept, found.proposal)
+    check_same(Likelihood.load(tmp_path / "likelihood" / "likelihood.safetensors").inner, found.likelihood.inner)
+    assert set(found.record) == {"posterior", "likelihood"}
+    theta = PRIOR.sample(5, 0)
+    expected = found.likelihood.log_prob(X, theta) + PRIOR.log_prob(theta)
+    np.testing.assert_allclose(found.log_prob(theta, X), expected)
+
+
+def test_an_interrupted_one_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    options = {"learn": "refined", "estimator": Flow(transforms=1, hidden=8), "out": tmp_path}
+    whole = fit(**(options | {"out": tmp_path / "whole"}))
+    learned = sbi_dgm.training.LEARN["likelihood"]
+
+    def late(*given):
+        raise TimeLimitError("no time is left")
+
+    monkeypatch.setattr(sbi_dgm.training, "_likelihood", late)
+    with pytest.raises(TimeLimitError):
+        fit(**options)
+    monkeypatch.setattr(sbi_dgm.training, "_likelihood", learned)
+    first = (tmp_path / "posterior.safetensors").stat().st_mtime_ns
+    again = fit(**options, resume=True)
+    assert (tmp_path / "posterior.safetensors").stat().st_mtime_ns == first
+    check_same(again.proposal, whole.proposal)
+    check_same(again.likelihood.inner, whole.likelihood.inner)
+
+
+def test_an_ensemble_of_both_goes_on_too(tmp_path):
+    options = {"learn": "refined", "estimator": Flow(transforms=1, hidden=8), "members": 2, "workers": 1}
+    found = fit(**options, out=tmp_path)
+    assert len(found.likelihood.record["members"]) == 2
+    (tmp_path / "likelihood" / "likelihood.safetensors").unlink()
+    again = fit(**options, out=tmp_path, resume=True)
+    check_same(again.likelihood.inner, found.likelihood.inner)
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [(np.ones((60, 101)), "x has 101 numbers: refinement learns a likelihood of up to 100"), (None, "is a set")],
+)
+def test_what_cannot_be_refined_is_refused_before_training(x, sentence, tmp_path):
+    theta = np.random.default_rng(0).uniform(size=(60, 2))
+    prior = Prior([Parameter(name, Uniform(0, 1)) for name in "ab"])
+    if x is None:
+        sets = {"hits": Observable((4, 2), kind="set")}
+        data = Simulations.from_arrays(theta, {"hits": np.ones((60, 4, 2))}, observables=sets, prior=prior)
+    else:
+        data = Simulations.from_arrays(theta, {"x": x}, prior=prior)
+    with pytest.raises(DataError, match=sentence):
+        sbi_dgm.fit(data, learn="refined", out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_without_its_prior_and_some_parameters_alone_are_refused():
+    with pytest.raises(PriorError, match="refinement needs the prior"):
+        sbi_dgm.fit(simulations(prior=None), learn="refined", progress=False)
+    with pytest.raises(OptionError, match="parameters belongs to posteriors"):
+        fit(learn="refined", parameters=["a"])
+
+
+# The command line
+
+
+def test_train_refine_and_sample_refine_find_each_other(tmp_path, capsys):
+    data = simulations().save(tmp_path / "sims.h5")
+    np.save(tmp_path / "x.npy", X)
+    quick = ["--set", "training.max_rounds=1", "--device", "cpu"]
+    assert main(["train", str(data.path), "--refine", "--estimator", "auto", "-o", str(tmp_path / "run"), *quick]) == 0
+    said = capsys.readouterr()
+    assert f"{tmp_path}/run/posterior.safetensors: flow" in said.out
+    assert f"{tmp_path}/run/likelihood/likelihood.safetensors: located" in said.out
+    assert "estimator: a flow" in said.err
+    model, drawn = str(tmp_path / "run" / "posterior.safetensors"), str(tmp_path / "s.h5")
+    words = ["sample", model, str(tmp_path / "x.npy"), "-n", "100", "-o", drawn, "--effective", "100", "--refine"]
+    assert main(words) == 0
+    assert "Pareto k" in capsys.readouterr().out
+
+
+def test_refining_by_what_was_never_learned_is_told(tmp_path, capsys):
+    fit().save(tmp_path / "p.safetensors")
+    np.save(tmp_path / "x.npy", X)
+    words = ["sample", str(tmp_path / "p.safetensors"), str(tmp_path / "x.npy"), "-o", str(tmp_path / "s.h5")]
+    assert main([*words, "--refine"]) == 2
+    assert "likelihood/likelihood.safetensors" in capsys.readouterr().err
+
+
+def test_auto_takes_no_options_beside(capsys, tmp_path):
+    data = simulations().save(tmp_path / "sims.h5")
+    words = ["--estimator", "auto", "--set", "estimator.transforms=3", "-o", str(tmp_path / "run")]
+    assert main(["train", str(data.path), *words]) == 2
+    assert "auto chooses for itself: leave out transforms" in capsys.readouterr().err
