@@ -67,8 +67,8 @@ def test_auto_trains_what_is_recommended_and_says_so(capsys):
     check_same(trained, fit(estimator=choice.family))
 
 
-def test_defaults_have_dropout():
-    assert family("flow").dropout == 0.1
+def test_the_default_flow_and_diffusion_share_their_dropout():
+    assert [family(name).dropout for name in ("flow", "diffusion", "flow_matching")] == [0.1] * 3
 
 
 # A posterior and the likelihood that refines it

@@ -46,7 +46,7 @@ class DenoisingFamily(ContinuousFamily):
 
     low: float = Field(default=1e-3, gt=0)
     high: float = Field(default=30.0, gt=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     repeats: int = Field(default=1, ge=1)
     sampler: Literal["dpm", "heun", "euler", "ancestral", "sde"] = "dpm"
     steps: int = Field(default=24, ge=1)
