@@ -169,9 +169,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     a.folder.mkdir(parents=True, exist_ok=True)
-    budgets, seeds = (list(map(int, given.split(","))) for given in (a.budgets, a.seeds))
     variants = dict.fromkeys(("default", *a.variants.split(",")))
-    for budget, seed, name, variant in product(budgets, seeds, a.problems.split(","), variants):
+    given = product(a.budgets.split(","), a.seeds.split(","), a.problems.split(","), variants)
+    for budget, seed, name, variant in ((int(b), int(s), n, v) for b, s, n, v in given):
         title = key(name, budget, seed, variant)
         if title in results() and (a.folder / f"{title}.npy").exists():
             continue
