@@ -105,6 +105,11 @@ def test_scalers_of_several_observables_come_from_one_pass():
     assert float(found["n"].mean) == 49.5
 
 
+def bent(s):
+    """Logarithms beyond three standard deviations."""
+    return np.where(np.abs(s) > 3, np.sign(s) * (3 + np.log1p(np.maximum(np.abs(s) - 3, 0))), s)
+
+
 def scaled(x, rows=None):
     scaler = standardise("x", x, np.arange(len(x)) if rows is None else rows)
     return scaler, scaler(torch.as_tensor(x)).numpy()
@@ -143,7 +148,8 @@ def test_light_tails_stay_linear(name):
     x = draw[name]()
     scaler, s = scaled(x)
     assert not bool(scaler.curved)
-    np.testing.assert_allclose(s, (x - x.mean()) / x.std(), atol=1e-5)
+    np.testing.assert_allclose(s, bent((x - x.mean()) / x.std()), atol=1e-5)
+    assert name in ("uniform", "binary") or not np.allclose(s, (x - x.mean()) / x.std(), atol=0.1)
 
 
 def test_each_entry_of_a_vector_is_judged_alone():
@@ -210,7 +216,7 @@ def test_numbers_that_fill_their_dtype_are_judged_without_overflow(dtype):
 
 def test_float64_keeps_its_digits_beside_a_large_offset():
     signal = np.random.default_rng(8).normal(size=(2000, 2))
-    expected = (signal - signal.mean(0)) / signal.std(0)
+    expected = bent((signal - signal.mean(0)) / signal.std(0))
     _, s = scaled(signal + 1e9)
     assert np.abs(s - expected).max() < 1e-5
     with warnings.catch_warnings():
@@ -255,8 +261,8 @@ def test_a_scaled_set_keeps_its_padding_its_flags_and_its_order_to_itself():
     assert s.dtype == np.float32
     assert (s[~there] == 0).all()
     np.testing.assert_array_equal(s[..., -1], there)
-    np.testing.assert_allclose(s[there, :-1].mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(s[there, :-1].std(0), 1, atol=1e-5)
+    straight = (x[there, :-1] - x[there, :-1].mean(0)) / x[there, :-1].std(0)
+    np.testing.assert_allclose(s[there, :-1], bent(straight), atol=1e-5)
     order = np.random.default_rng(1).permutation(6)
     np.testing.assert_array_equal(scaler(torch.as_tensor(x[:, order])).numpy(), s[:, order])
 
@@ -317,7 +323,7 @@ def test_rounding_of_a_huge_value_stays_of_order_one_and_a_real_spread_is_scaled
         scaler, s = scaled(x)
     assert np.abs(s[:, 0]).max() < 1e-3
     np.testing.assert_allclose(scaler.sd[1], x[:, 1].std(), rtol=1e-6)
-    np.testing.assert_allclose(s[:, 1].std(), 1, rtol=1e-5)
+    np.testing.assert_allclose(s[:, 1], bent((x[:, 1] - x[:, 1].mean()) / x[:, 1].std()), atol=1e-5)
 
 
 def powers(rng, rows=20_000):
@@ -362,3 +368,15 @@ def test_the_curve_of_scales_is_the_one_that_makes_the_sample_most_normal():
     assert abs(((s - s.mean()) ** 3).mean()) < 0.1
     assert abs(((s - s.mean()) ** 4).mean() - 3) < 0.2
     assert float(scaler.width) < np.exp(1 - 2)
+
+
+def test_far_numbers_grow_as_their_logarithm_smoothly_and_without_end():
+    """One row, a million standard deviations away, stays of order ten; order, sign and slope one at the bend remain."""
+    scaler = standardise("x", np.random.default_rng(13).normal(size=(5000, 1)), np.arange(5000))
+    x = torch.tensor([[-1e30], [-1e6], [-3.5], [-2.0], [0.0], [2.0], [3.5], [1e6], [1e30]])
+    s = scaler(x)[:, 0].numpy()
+    assert (np.diff(s) > 0).all()
+    np.testing.assert_allclose(s[[1, 7]], [-3 - np.log(1e6), 3 + np.log(1e6)], atol=0.1)
+    assert np.isfinite(s).all()
+    near = scaler(float(scaler.sd) * torch.tensor([[2.9], [2.99], [3.01], [3.1]], dtype=torch.float64) + scaler.mean)
+    np.testing.assert_allclose(near[:, 0], bent(np.array([2.9, 2.99, 3.01, 3.1])), atol=1e-5)

@@ -6,10 +6,11 @@ sample of rows. A curve t(x) = arcsinh((x - centre) / width) comes first, with t
 - tails: where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), about the
   median; such tails may have no variance at all;
 - scales: where no number is negative, some are fractions, and a normal of t makes the sample more likely than one of
-  x, by `CLEAR` nats a row, about 0. There t is ln(2 x / width) for x far above the width, and takes zeros too. Counts
-  stay as they are: logarithms would magnify the noise of the small ones.
+  x, by `CLEAR` nats a row, about 0. The width is the least positive number: t is nearly ln(2 x / width), and takes
+  zeros too. Counts stay as they are: logarithms would magnify the noise of the small ones.
 
-An entry with one value only has that value as its mean, so that it comes out as 0 however large it is.
+An entry with one value only has that value as its mean, so that it comes out as 0 however large it is. Beyond `BEND`
+standard deviations numbers grow as their logarithm: few rows lie there, and a network would go on with a straight line.
 """
 
 import warnings
@@ -26,12 +27,12 @@ from sbi_dgm.univariate import Array
 
 SAMPLE_ROWS = 100_000
 SAMPLE_NUMBERS = 2**23
-HEAVY, CLEAR = 10.0, 0.5
+HEAVY, CLEAR, BEND = 10.0, 0.5, 3.0
 LEVELS = (0.001, 0.16, 0.5, 0.84, 0.999)
 
 
 class Standardise(nn.Module):
-    """s = (t(x) - mean) / sd, with t the identity or, where `curved`, arcsinh((x - centre) / width).
+    """s = (t(x) - mean) / sd, with t the identity or, where `curved`, arcsinh((x - centre) / width); then `bent`.
 
     One set of numbers for each entry of a number or vector; one for all entries of a field.
 
@@ -60,7 +61,17 @@ class Standardise(nn.Module):
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if not self.straight:
             x = torch.where(self.curved, torch.asinh((x - self.centre) / self.width), x)
-        return ((x - self.mean) / self.sd).float()
+        return bent(((x - self.mean) / self.sd).float())
+
+
+def bent(s: Tensor) -> Tensor:
+    """s where |s| <= 3, else of size 3 + ln(1 + |s| - 3).
+
+    >>> bent(torch.tensor([-2.0, 3.0, 1002.0])).numpy().round(2)
+    array([-2.  ,  3.  ,  9.91], dtype=float32)
+    """
+    size = s.abs()
+    return torch.where(size > BEND, s.sign() * (BEND + (size - BEND).clamp(min=0).log1p()), s)
 
 
 class StandardiseSet(Standardise):
@@ -163,7 +174,7 @@ def curve(sample: Array) -> tuple[np.ndarray, Array, Array]:
     tails = ((high - low) > HEAVY * (right - left)) & (right > left)
     least = np.min(sample, axis=0, where=sample > 0, initial=np.inf)
     scales = (sample >= 0).all(0) & (sample % 1 > 0).any(0) & (high > low)
-    offered = (tails, median, (right - left) / 2), (scales, 0.0, least), (scales & (left > 0), 0.0, left)
+    offered = (tails, median, (right - left) / 2), (scales, 0.0, least)
     with np.errstate(divide="ignore"):  # an entry that never changes is as normal as can be
         best = np.where(tails, -np.inf, CLEAR - np.log(sample.std(0)))
     curved, centre, width = np.zeros_like(tails), np.zeros_like(median), np.ones_like(median)
