@@ -156,7 +156,7 @@ def _told(cells: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--problems", default=",".join((*CHOSEN_ON, *HELD_OUT)))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--budgets", default="1000")

@@ -122,9 +122,12 @@ def _method(name: str, table: Mapping[str, Any]) -> Fitted | Refining:
     settings, members = {key: made[key] for key in ("estimator", *tables)}, table.get("members", 1)
     if not isinstance(members, int) or members < 1:
         raise OptionError(f"[methods.{name}]: members = {members!r}: give a whole number from 1 on.")
+    refine = table.get("refine", False)
+    if not isinstance(refine, bool):
+        raise OptionError(f"[methods.{name}]: refine = {refine!r}: give true or false.")
     several = {} if members == 1 else {"members": members}
     posterior = Fitted(name, settings | several)
-    if not table.get("refine", False):
+    if not refine:
         return posterior
     return Refining(name, posterior, Fitted(name, {"estimator": "auto", "learn": "likelihood"} | several))
 

@@ -1,0 +1,99 @@
+"""The table of the default settings: four columns on ten tasks, beside published figures.
+
+    sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2          # hours; goes on where it stopped
+    sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2 --seeds 1,2 --tasks SMALL
+    sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2 --budgets 100000 --tasks two_moons,slcp
+    python benchmarks/defaults.py results [--methods flow,diffusion,flow_x4,refined,npe]
+
+SMALL are the six tasks of fewer than ten parameters. The table says, for each method, the mean C2ST of observations 1
+to 5, which helped to choose, and of 6 to 10, which did not; the median of all, and seconds of training; all averaged
+over seeds. Below it stand the counts of cells in which our best is below a published figure, by all ten observations.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from sbi_dgm.benchmark.table import gathered, published
+
+COLUMNS = ("flow", "diffusion", "flow_x4", "refined")
+PLAIN = ("flow", "diffusion")
+PUBLISHED = ("published NPE", "published amortized", "published sequential")
+
+
+def judged(folder: str) -> pd.DataFrame:
+    """One row a task, budget and method: first, last, mean, median, seconds, seeds."""
+    results = gathered(folder)
+    scores = results.scores()
+    seconds = results.per_seed().groupby(["task", "budget", "method"])["train_seconds"].mean()
+    rows = []
+    for place, group in scores.groupby(["task", "budget", "method"], sort=False):
+        first = group["observation"] <= 5
+        rows.append(
+            dict(zip(("task", "budget", "method"), place, strict=True))
+            | {"first": group.loc[first, "c2st"].mean(), "last": group.loc[~first, "c2st"].mean()}
+            | {"mean": group["c2st"].mean(), "median": group.groupby("seed")["c2st"].median().mean()}
+            | {"seconds": seconds[place], "seeds": group["seed"].nunique(), "error": _error(group)}
+        )
+    return pd.DataFrame(rows)
+
+
+def _error(group: pd.DataFrame) -> float:
+    """Standard error of the mean over seeds; NaN for one."""
+    means = group.groupby("seed")["c2st"].mean()
+    return float(means.std() / len(means) ** 0.5) if len(means) > 1 else np.nan
+
+
+def markdown(found: pd.DataFrame, methods: list[str]) -> str:
+    """The table."""
+    known = published().set_index(["task", "budget"])
+    lines = ["| task | budget | seeds | " + " | ".join([*methods, *PUBLISHED]) + " |"]
+    lines.append("| --- " * (3 + len(methods) + len(PUBLISHED)) + "|")
+    order = {task: i for i, task in enumerate(dict.fromkeys(known.index.get_level_values(0)))}
+    for (task, budget), group in sorted(
+        found.groupby(["task", "budget"]), key=lambda pair: (order[pair[0][0]], *pair[0])
+    ):
+        cells = group.set_index("method")
+        seeds = sorted(set(cells["seeds"]))
+        words = [_told(cells.loc[m]) if m in cells.index else "" for m in methods]
+        words += [f"{known.loc[(task, budget), name]:.3f}" for name in PUBLISHED]
+        lines.append(f"| {task} | {budget} | {'-'.join(map(str, seeds))} | " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+def _told(row: pd.Series) -> str:
+    error = "" if np.isnan(row["error"]) else f" ± {row['error']:.3f}"
+    return f"{row['first']:.3f}, {row['last']:.3f}{error} ({row['median']:.3f}; {row['seconds']:.0f} s)"
+
+
+def counts(found: pd.DataFrame) -> str:
+    """In how many cells of 1,000 and 10,000 simulations our best mean is below a published figure."""
+    wide = found[found["budget"] <= 10_000].pivot_table(index=["task", "budget"], columns="method", values="mean")
+    wide = wide.join(published().set_index(["task", "budget"])[list(PUBLISHED)])
+    plain, best = (wide[[m for m in methods if m in wide]].min(axis=1) for methods in (PLAIN, COLUMNS))
+    said = [("the better plain default", plain, PUBLISHED[0]), *(("the best column", best, p) for p in PUBLISHED[1:])]
+    lines = []
+    for words, ours, name in said:
+        above = [" ".join(map(str, at)) for at in wide.index[ours >= wide[name]]]
+        lines.append(
+            f"- {words} is below {name} in {(ours < wide[name]).sum()} of {len(wide)} cells; not in: "
+            + ", ".join(above)
+        )
+    flow = found[(found["method"] == "flow") & (found["budget"] == 10_000)]["seconds"]
+    lines.append(f"- median training time of the default flow at 10,000 simulations: {flow.median():.0f} s")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print table and counts."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("--methods", default=",".join(COLUMNS))
+    a = parser.parse_args()
+    found = judged(a.folder)
+    print(markdown(found, a.methods.split(",")), counts(found), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
