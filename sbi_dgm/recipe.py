@@ -1,9 +1,10 @@
 """What suits simulations: a family and its size by the numbers of rows N, of parameters D and of x C.
 
-Every rule is a table row: monotone in N, D and C, the same for all problems. How they were found, and what else was
-tried, is in `docs/recipe.md`.
+The rules are monotone in N, D and C, and the same for all problems. How they were found, and what else was tried, is
+in `docs/recipe.md`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sbi_dgm.data.exchanged import Roles
@@ -26,23 +27,20 @@ class Choice(NamedTuple):
     why: str
 
 
-def recommended(learn: str, data: Simulations, rows: int) -> Choice:
-    """The family for `rows` training rows of simulations.
-
-    Args:
-        learn: "posterior", "refined" or "likelihood".
-
-    """
-    numbers = sum(observable.size for observable in data.observables.values())
-    return (likelihood if learn == "likelihood" else posterior)(rows, len(data.names), numbers)
-
-
 def posterior(rows: int, parameters: int, numbers: int) -> Choice:
     """Diffusion where rows are many for several parameters, else a flow."""
-    asked = f"{rows} rows for {parameters} parameters and {numbers} numbers of x"
-    if parameters >= SEVERAL and rows >= MANY * parameters:
-        return Choice(Diffusion(), f"diffusion: {asked} suffice for shapes that a flow would smooth.")
-    return Choice(Flow(), f"a flow: {asked} are few, or the parameters are, and its draws are quick.")
+    given = f"{rows} rows of {numbers} numbers for {parameters} parameters"
+    if parameters < SEVERAL:
+        return Choice(Flow(), f"a flow: {given}; with so few parameters it loses nothing, and draws are quick.")
+    if rows < MANY * parameters:
+        return Choice(Flow(), f"a flow: {given}, fewer than {MANY} rows for each; diffusion would ask for more.")
+    return Choice(Diffusion(), f"diffusion: {given}, enough for shapes that a flow would smooth.")
+
+
+def proposal(rows: int, parameters: int, numbers: int) -> Choice:
+    """A flow, whatever the numbers: importance weights ask for the density of every draw."""
+    given = f"{rows} rows of {numbers} numbers for {parameters} parameters"
+    return Choice(Flow(), f"a flow: {given}; it knows the density of its draws, by which refinement weighs them.")
 
 
 def likelihood(rows: int, parameters: int, numbers: int) -> Choice:
@@ -51,6 +49,21 @@ def likelihood(rows: int, parameters: int, numbers: int) -> Choice:
     if rows < SIMPLE:
         return Choice(Located(Flow(map="affine", transforms=1)), f"{follows}, affine, for {rows} rows.")
     return Choice(Located(Flow()), f"{follows} of splines, for {rows} rows.")
+
+
+RULES = {"posterior": posterior, "refined": proposal, "likelihood": likelihood}
+
+
+def recommended(learn: str, data: Simulations, rows: int, parameters: Sequence[str] | None = None) -> Choice:
+    """The family for `rows` training rows of simulations.
+
+    Args:
+        learn: "posterior", "refined" or "likelihood".
+        parameters: those to infer; None for all.
+
+    """
+    numbers = sum(observable.size for observable in data.observables.values())
+    return RULES[learn](rows, len(parameters or data.names), numbers)
 
 
 def require_refinable(data: Simulations) -> None:

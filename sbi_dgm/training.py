@@ -132,9 +132,11 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
     folder, split = None if out is None else Path(out), split or SplitRule()
     _require_folder(folder, max_time=max_time is not None, tensorboard=tensorboard)
+    if estimator == "auto":
+        estimator = _recommended(learn, data, parameters, split, progress)
     asked = Job(
         data,
-        _family(estimator, learn, data, split, progress),
+        family(estimator) if isinstance(estimator, str) else estimator,
         options.make("embedding", embeddings.EMBEDDINGS, embedding) if isinstance(embedding, str) else embedding,
         parameters,
         training or Training(),
@@ -154,11 +156,11 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     return LEARN[learn](asked, members, workers)
 
 
-def _family(estimator: str | Family, learn: str, data: Simulations, split: SplitRule, progress: bool) -> Family:
-    if estimator != "auto":
-        return family(estimator) if isinstance(estimator, str) else estimator
-    choice = recipe.recommended(learn, data, len(data.split(split).train))
-    if progress:
+def _recommended(
+    learn: str, data: Simulations, parameters: Sequence[str] | None, split: SplitRule, tell: bool
+) -> Family:
+    choice = recipe.recommended(learn, data, len(data.split(split).train), parameters)
+    if tell:
         tqdm.write(f"estimator: {choice.why}", file=sys.stderr)
     return choice.family
 

@@ -14,7 +14,7 @@ from sbi_dgm.errors import DataError, OptionError, PriorError, TimeLimitError
 from sbi_dgm.estimators.base import family
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
-from sbi_dgm.recipe import likelihood, posterior, recommended
+from sbi_dgm.recipe import RULES, likelihood, posterior, proposal, recommended
 from sbi_dgm.refinement import Refined
 
 X = np.array([0.1, -0.4, 0.5])
@@ -29,7 +29,7 @@ def fit(**options: Any) -> Any:
 # Rules
 
 
-@pytest.mark.parametrize("rule", [posterior, likelihood])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("parameters", [1, 2, 5, 10, 30])
 def test_more_rows_never_bring_a_simpler_choice_back(rule, parameters):
     """Monotone in the number of rows: along it the choice changes once at most."""
@@ -44,6 +44,9 @@ def test_a_choice_says_family_rows_and_parameters():
         assert choice.why.startswith(("a " + word, word))
         assert "5 parameters" in choice.why
         assert "rows" in choice.why
+    assert posterior(9000, 2, 2).family == proposal(9000, 5, 8).family == Flow(), (
+        "few parameters; densities are asked for"
+    )
     small, large = likelihood(900, 5, 8).family, likelihood(9000, 5, 8).family
     assert isinstance(small, Located)
     assert small.of == Flow(map="affine", transforms=1)
@@ -65,6 +68,14 @@ def test_auto_trains_what_is_recommended_and_says_so(capsys):
     choice = recommended("posterior", simulations(), trained.record["rows"]["train"])
     assert f"estimator: {choice.why}" in capsys.readouterr().err
     check_same(trained, fit(estimator=choice.family))
+
+
+def test_parameters_that_are_left_out_do_not_count():
+    theta, x = np.random.default_rng(0).uniform(size=(9, 5)), np.zeros((9, 1))
+    prior = Prior([Parameter(name, Uniform(0, 1)) for name in "abcde"])
+    data = Simulations.from_arrays(theta, {"x": x}, prior=prior)
+    assert isinstance(recommended("posterior", data, 10_000).family, Diffusion)
+    assert isinstance(recommended("posterior", data, 10_000, ["a", "c"]).family, Flow)
 
 
 def test_the_default_flow_and_diffusion_share_their_dropout():
