@@ -153,6 +153,8 @@ def _likelihood(a: argparse.Namespace) -> Any:
     from sbi_dgm.simulator import find
 
     beside = Path(a.model).parent / "likelihood" / "likelihood.safetensors"
+    if not a.refine and not beside.exists():
+        raise OptionError(f"no likelihood was learned with it ({beside}): train --refine does, or name one.")
     if not a.refine or Path(a.refine).exists():
         return Likelihood.load(a.refine or beside, device=a.device)
     sys.path.insert(0, str(Path.cwd()))

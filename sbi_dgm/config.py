@@ -129,7 +129,8 @@ def _method(name: str, table: Mapping[str, Any]) -> Fitted | Refining:
     posterior = Fitted(name, settings | several)
     if not refine:
         return posterior
-    return Refining(name, posterior, Fitted(name, {"estimator": "auto", "learn": "likelihood"} | several))
+    shared = {key: value for key, value in settings.items() if key not in ("estimator", "embedding")}
+    return Refining(name, posterior, Fitted(name, {"estimator": "auto", "learn": "likelihood"} | shared | several))
 
 
 def of_use(words: Sequence[str]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def finished(whole: Job, members: int) -> bool:
     """Whether its folder holds the very ensemble, trained to the end."""
     if whole.folder is None or whole.overwrite or not _result(whole, whole.folder).exists():
         return False
+    if _members_in(whole.folder) != members:
+        return False
     return all(job.finished(_member(whole, whole.folder, k)) for k in range(members))
 
 
@@ -81,17 +83,24 @@ def _result(whole: Job, folder: Path) -> Path:
 
 def _refuse_others(whole: Job, folder: Path, members: int) -> None:
     """`FileError` where the folder holds something else than a smaller or unfinished ensemble."""
-    result, config = _result(whole, folder), folder / "config.json"
+    result = _result(whole, folder)
     if whole.overwrite:
         result.unlink(missing_ok=True)
+        job.forget_likelihood(folder)
         return
-    before = json.loads(config.read_text()).get("members") if config.exists() else 0
+    before = _members_in(folder)
     if before is None:
         raise FileError(
             f"{folder} holds a run of one network: pass overwrite=True (--overwrite), or name another folder."
         )
     if result.exists() and not (whole.resume and before < members):
         raise FileError(f"{folder} holds a finished run: pass overwrite=True (--overwrite), or name another folder.")
+
+
+def _members_in(folder: Path) -> int | None:
+    """Members of the ensemble in a folder: 0 where there is nothing, None where it is a run of one network."""
+    config = folder / "config.json"
+    return json.loads(config.read_text()).get("members") if config.exists() else 0
 
 
 def _member(whole: Job, folder: Path, k: int) -> Job:

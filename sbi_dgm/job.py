@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from sbi_dgm.tensorboard import curves
 from sbi_dgm.weights import row_weights
 
 RESULTS = ("posterior.safetensors", "likelihood.safetensors")
+REFINING = "likelihood"  # in a posterior's folder: the run of the likelihood that was learned with it
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,14 @@ def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         for name in (*RESULTS, "checkpoint", "history.csv", "config.json"):
             (folder / name).unlink(missing_ok=True)
+        forget_likelihood(folder)
     write_json(folder / "config.json", config)
+
+
+def forget_likelihood(folder: Path) -> None:
+    """Remove the likelihood that was learned with a posterior which is now overwritten."""
+    if (folder / REFINING / "config.json").exists():
+        rmtree(folder / REFINING)
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What suits simulations: a family and its size by the numbers of rows N, of parameters D and of x C.
 
-The rules are monotone in N, D and C, and the same for all problems. How they were found, and what else was tried, is
-in `docs/recipe.md`.
+Along N a choice changes once at most, and it is the same for all problems; C is told, and decides for the embedding
+alone. How the rules were found, and what else was tried, is in `docs/recipe.md`.
 """
 
 from collections.abc import Sequence
@@ -70,8 +70,9 @@ def require_refinable(data: Simulations) -> None:
     """`PriorError` without a prior, `DataError` where x is no vector of up to 100 numbers."""
     if data.prior is None:
         raise PriorError("refinement needs the prior, and these simulations have none: give them one.")
-    size = len(Roles.of(data).entries)
+    size = sum(observable.size for observable in data.observables.values() if observable.kind != "set")
     if size > REFINABLE:
         raise DataError(
             f"x has {size} numbers: refinement learns a likelihood of up to {REFINABLE}; summarise x first."
         )
+    Roles.of(data)

@@ -170,31 +170,31 @@ def _posterior(asked: Job, members: int, workers: int | None) -> Posterior:
 
 
 def _likelihood(asked: Job, members: int, workers: int | None) -> Likelihood:
+    return Likelihood(_posterior(_exchanging(asked), members, workers), asked.data.prior)
+
+
+def _exchanging(asked: Job) -> Job:
+    """The job with x and theta exchanged; refuses what has no likelihood."""
     data = exchanged(asked.data, asked.data.split(asked.split), asked.seed)
-    exchanging = replace(asked, data=data, rate=True, learn="likelihood")
-    return Likelihood(_posterior(exchanging, members, workers), asked.data.prior)
+    return replace(asked, data=data, rate=True, learn="likelihood")
 
 
 def _refined(asked: Job, members: int, workers: int | None) -> Refined:
     """The posterior first, then the likelihood, in what is left of the time."""
     recipe.require_refinable(asked.data)
     rows = len(asked.data.split(asked.split).train)
-    beside = replace(
-        asked,
-        estimator=recipe.recommended("likelihood", asked.data, rows).family,
-        embedding=embeddings.Auto(),
-        folder=None if asked.folder is None else asked.folder / "likelihood",
-    )
+    chosen = recipe.recommended("likelihood", asked.data, rows).family
+    folder = None if asked.folder is None else asked.folder / job.REFINING
+    beside = _exchanging(replace(asked, estimator=chosen, embedding=embeddings.Auto(), folder=folder))
     began = time.monotonic()
     posterior = _kept(asked, members) or _posterior(asked, members, workers)
-    left = replace(beside, limit=asked.limit - (time.monotonic() - began))
-    return posterior.refined(_likelihood(left, members, workers))
+    left = max(0.0, asked.limit - (time.monotonic() - began))
+    return posterior.refined(Likelihood(_posterior(replace(beside, limit=left), members, workers), asked.data.prior))
 
 
 def _kept(asked: Job, members: int) -> Posterior | None:
     """What the call that is resumed has finished."""
-    done = job.finished(asked) if members == 1 else ensemble.finished(asked, members)
-    if not (asked.resume and done):
+    if not asked.resume or not (job.finished(asked) if members == 1 else ensemble.finished(asked, members)):
         return None
     own = asked.embedding if isinstance(asked.embedding, nn.Module) else None
     return opened(str(asked.result), prior=asked.data.prior, embedding=own, device=asked.device)
@@ -210,7 +210,10 @@ LEARN: dict[str, Callable[[Job, int, int | None], Posterior | Likelihood | Refin
 def _refuse_for_likelihoods(**given: object) -> None:
     for name, value in given.items():
         if value is not None:
-            raise OptionError(f"{name} belongs to posteriors: a likelihood is of all parameters, without noise on x.")
+            raise OptionError(
+                f"{name} belongs to posteriors: a likelihood is of all parameters, without noise on x. "
+                f"Leave out {name}, or learn no likelihood."
+            )
 
 
 def _require_folder(folder: Path | None, **asked: bool) -> None:

@@ -8,9 +8,9 @@ import pytest
 from training_toys import BRIEF, PRIOR, check_same, simulations
 
 import sbi_dgm
-from sbi_dgm import Diffusion, Flow, Likelihood, Located, Observable, Simulations, Uniform
+from sbi_dgm import Diffusion, Flow, Likelihood, Located, Observable, Simulations, Uniform, training
 from sbi_dgm.cli import main
-from sbi_dgm.errors import DataError, OptionError, PriorError, TimeLimitError
+from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, TimeLimitError
 from sbi_dgm.estimators.base import family
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
@@ -102,15 +102,19 @@ def test_refined_is_a_posterior_and_a_likelihood_of_their_own_recipes(tmp_path):
 def test_an_interrupted_one_goes_on_with_what_is_missing(tmp_path, monkeypatch):
     options = {"learn": "refined", "estimator": Flow(transforms=1, hidden=8), "out": tmp_path}
     whole = fit(**(options | {"out": tmp_path / "whole"}))
-    learned = sbi_dgm.training.LEARN["likelihood"]
+    train = training._posterior
 
-    def late(*given):
-        raise TimeLimitError("no time is left")
+    def late(asked, *given):
+        if asked.learn == "likelihood":
+            raise TimeLimitError("no time is left")
+        return train(asked, *given)
 
-    monkeypatch.setattr(sbi_dgm.training, "_likelihood", late)
-    with pytest.raises(TimeLimitError):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_posterior", late)
+        with pytest.raises(TimeLimitError):
+            fit(**options)
+    with pytest.raises(FileError, match="finished run"):
         fit(**options)
-    monkeypatch.setattr(sbi_dgm.training, "_likelihood", learned)
     first = (tmp_path / "posterior.safetensors").stat().st_mtime_ns
     again = fit(**options, resume=True)
     assert (tmp_path / "posterior.safetensors").stat().st_mtime_ns == first
@@ -123,13 +127,34 @@ def test_an_ensemble_of_both_goes_on_too(tmp_path):
     found = fit(**options, out=tmp_path)
     assert len(found.likelihood.record["members"]) == 2
     (tmp_path / "likelihood" / "likelihood.safetensors").unlink()
+    kept = tmp_path / "members" / "1" / "posterior.safetensors"
+    before = kept.stat().st_mtime_ns
     again = fit(**options, out=tmp_path, resume=True)
+    assert kept.stat().st_mtime_ns == before
     check_same(again.likelihood.inner, found.likelihood.inner)
+    (tmp_path / "likelihood" / "likelihood.safetensors").unlink()
+    more = fit(**(options | {"members": 3}), out=tmp_path, resume=True)
+    assert [len(part["members"]) for part in more.record.values()] == [3, 3]
+    with pytest.raises(FileError, match="finished run"):
+        fit(**options, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_posterior_that_is_overwritten_forgets_the_likelihood_of_the_old_one(tmp_path, members):
+    options = {"estimator": Flow(transforms=1, hidden=8), "out": tmp_path, "members": members, "workers": 1}
+    fit(learn="refined", **options)
+    fit(overwrite=True, **options)
+    assert not (tmp_path / "likelihood").exists()
 
 
 @pytest.mark.parametrize(
     ("x", "sentence"),
-    [(np.ones((60, 101)), "x has 101 numbers: refinement learns a likelihood of up to 100"), (None, "is a set")],
+    [
+        (np.ones((60, 101)), "x has 101 numbers: refinement learns a likelihood of up to 100"),
+        (np.ones((60, 600)), "x has 600 numbers: refinement learns a likelihood of up to 100"),
+        (np.arange(60)[:, None] * [1.0, 0.0], r"x\[1\] is the same in all rows"),
+        (None, "is a set"),
+    ],
 )
 def test_what_cannot_be_refined_is_refused_before_training(x, sentence, tmp_path):
     theta = np.random.default_rng(0).uniform(size=(60, 2))
@@ -174,7 +199,7 @@ def test_refining_by_what_was_never_learned_is_told(tmp_path, capsys):
     np.save(tmp_path / "x.npy", X)
     words = ["sample", str(tmp_path / "p.safetensors"), str(tmp_path / "x.npy"), "-o", str(tmp_path / "s.h5")]
     assert main([*words, "--refine"]) == 2
-    assert "likelihood/likelihood.safetensors" in capsys.readouterr().err
+    assert "no likelihood was learned with it" in capsys.readouterr().err
 
 
 def test_auto_takes_no_options_beside(capsys, tmp_path):

@@ -380,3 +380,27 @@ def test_far_numbers_grow_as_their_logarithm_smoothly_and_without_end():
     assert np.isfinite(s).all()
     near = scaler(float(scaler.sd) * torch.tensor([[2.9], [2.99], [3.01], [3.1]], dtype=torch.float64) + scaler.mean)
     np.testing.assert_allclose(near[:, 0], bent(np.array([2.9, 2.99, 3.01, 3.1])), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
+def test_zeros_beside_numbers_of_one_scale_bring_no_logarithm(share):
+    """Thresholded maps and sparse histograms keep their shape, however small their least number is."""
+    rng = np.random.default_rng(14)
+    uniform = np.where(rng.random(20_000) < share, 0, rng.uniform(0, 1, 20_000))
+    normal = np.maximum(rng.normal(0, 1, 20_000), 0)
+    many = np.where(rng.random(20_000) < share, 0, powers(rng))
+    scaler, _ = scaled(np.stack([uniform, normal, many], 1))
+    assert scaler.curved.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_logarithm_over_all_of_float32_stays_finite(dtype):
+    """The least number of a blob's tail is denormal: x over it would be infinite in float32."""
+    r2 = ((np.indices((32, 32)) - 16) ** 2).sum(0)
+    width = np.random.default_rng(15).uniform(1, 3, (500, 1, 1))
+    blobs = np.exp(-r2 / (2 * width**2)).astype(dtype)
+    scaler = standardise("map", blobs, np.arange(500))
+    s = scaler(torch.as_tensor(blobs)).numpy()
+    assert bool(scaler.curved)
+    assert np.isfinite(s).all()
+    assert scaler(torch.as_tensor(1e6 * blobs)).isfinite().all()

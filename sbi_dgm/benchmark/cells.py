@@ -140,7 +140,8 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def trained_for(record: Mapping[str, Any]) -> float | None:
     """Seconds of training by a record, of all members and of all parts; None where it says nothing."""
-    parts = record.get("members") or ([] if "seconds" in record else [r for r in record.values() if "seconds" in r])
+    inner = [part for part in record.values() if isinstance(part, Mapping) and "seconds" not in record]
+    parts = record.get("members") or [part for part in inner if "seconds" in part]
     return sum(trained_for(part) or 0.0 for part in parts) if parts else record.get("seconds")
 
 

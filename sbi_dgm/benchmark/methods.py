@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock
 
 from sbi_dgm import embeddings, options
 from sbi_dgm.benchmark.tasks import plain
@@ -64,7 +65,8 @@ class Fitted:
     def train(self, task: Any, data: Simulations, seed: int, device: str, folder: Path) -> Any:
         """Train in a run folder of its own, or go on there; what was trained before is loaded.
 
-        A single network is the first member of an ensemble with the same settings: they share it.
+        A single network is the first member of an ensemble with the same settings: they share it, and wait for each
+        other.
         """
         settings: dict[str, Any] = {"split": SPLIT, **self.settings}
         decides = {name: value for name, value in self.describe().items() if name != "members"}
@@ -73,8 +75,10 @@ class Fitted:
         run = run if settings.get("members", 1) > 1 else run / "members" / "0"
         learn = settings.get("learn", "posterior")
         path = run / f"{learn}.safetensors"
-        if not path.exists():
-            fit(data, **settings, seed=seed, device=device, out=run, resume=True, workers=1, progress=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{task.name}-{len(data)}-{seed}-{digest}.lock"):
+            if not path.exists():
+                fit(data, **settings, seed=seed, device=device, out=run, resume=True, workers=1, progress=False)
         return LOADED[learn](path, device=device, prior=task.prior)
 
 

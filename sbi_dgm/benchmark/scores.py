@@ -38,6 +38,11 @@ class Evidence(NamedTuple):
     device: str
 
 
+def has_density(posterior: Any) -> bool:
+    """Whether its `log_prob` is normalised, and there."""
+    return hasattr(posterior, "log_prob") and getattr(posterior, "density", "exact") != "unnormalised"
+
+
 def _each(function: Callable[[Array, Array], float], evidence: Evidence, draws: int | None = None) -> Array:
     pairs = zip(evidence.reference[:, :draws], evidence.draws[:, :draws], strict=True)
     return np.array([function(p, q) for p, q in pairs])
@@ -57,7 +62,7 @@ def _width(evidence: Evidence) -> Array:
 
 
 def _divergence(evidence: Evidence) -> Array | None:
-    if not (hasattr(evidence.task, "posterior_log_prob") and hasattr(evidence.posterior, "log_prob")):
+    if not (hasattr(evidence.task, "posterior_log_prob") and has_density(evidence.posterior)):
         return None
     exact = getattr(evidence.posterior, "density", "exact") == "exact"
     theta = evidence.reference[:, : DENSITIES if exact else FEW]
@@ -67,7 +72,7 @@ def _divergence(evidence: Evidence) -> Array | None:
 
 
 def _log_prob(evidence: Evidence) -> Array | None:
-    if not hasattr(evidence.posterior, "log_prob"):
+    if not has_density(evidence.posterior):
         return None
     return evidence.posterior.log_prob(evidence.at.theta[:, None], evidence.at.x)[:, 0]
 
@@ -129,7 +134,7 @@ def at_truths(task: Any, posterior: Any, rows: int, seed: int) -> dict[str, floa
     draws = posterior.sample(RANKED, x, seed=seed).array
     ranks = calibration.ranks(theta, draws, rng)
     found = {"calibration_error": float(np.mean([calibration.calibration_error(u) for u in ranks.T]))}
-    if hasattr(posterior, "log_prob"):
+    if has_density(posterior):
         log_q = posterior.log_prob(theta[:, None], x)[:, 0]
         found |= {
             "expected_log_prob": float(log_q.mean()),

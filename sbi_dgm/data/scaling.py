@@ -5,9 +5,9 @@ sample of rows. A curve t(x) = arcsinh((x - centre) / width) comes first, with t
 
 - tails: where the central 99.8 % are more than ten times as wide as the central 68 % (a normal: 3.1 times), about the
   median; such tails may have no variance at all;
-- scales: where no number is negative, some are fractions, and a normal of t makes the sample more likely than one of
-  x, by `CLEAR` nats a row, about 0. The width is the least positive number: t is nearly ln(2 x / width), and takes
-  zeros too. Counts stay as they are: logarithms would magnify the noise of the small ones.
+- scales: where no number is negative, some are fractions, and t with a centre of 0 is more normal: by `CLEAR` nats a
+  row than x itself, or at all than the curve of tails. The width is the least positive number: t is nearly
+  ln(2 x / width), and takes zeros too. Counts stay as they are: logarithms would magnify the noise of the small ones.
 
 An entry with one value only has that value as its mean, so that it comes out as 0 however large it is. Beyond `BEND`
 standard deviations numbers grow as their logarithm: few rows lie there, and a network would go on with a straight line.
@@ -28,6 +28,7 @@ from sbi_dgm.univariate import Array
 SAMPLE_ROWS = 100_000
 SAMPLE_NUMBERS = 2**23
 HEAVY, CLEAR, BEND = 10.0, 0.5, 3.0
+RANGE, TINIEST = 1e-12, 1e-37  # a logarithm's width: at least this share of the greatest number, and float32 holds it
 LEVELS = (0.001, 0.16, 0.5, 0.84, 0.999)
 
 
@@ -167,31 +168,41 @@ class Statistics:
 def curve(sample: Array) -> tuple[np.ndarray, Array, Array]:
     """Which entries of a sample (n, ...) need a curve, and its centre and width, each (...).
 
+    Where no number is negative, zeros do not count: of them no curve makes a normal.
+
     >>> curve(np.exp(np.random.default_rng(0).normal(0, 2, (1000, 1))))[0]
     array([ True])
     """
     low, left, median, right, high = np.quantile(sample, LEVELS, axis=0)
     tails = ((high - low) > HEAVY * (right - left)) & (right > left)
-    least = np.min(sample, axis=0, where=sample > 0, initial=np.inf)
     scales = (sample >= 0).all(0) & (sample % 1 > 0).any(0) & (high > low)
-    offered = (tails, median, (right - left) / 2), (scales, 0.0, least)
-    with np.errstate(divide="ignore"):  # an entry that never changes is as normal as can be
-        best = np.where(tails, -np.inf, CLEAR - np.log(sample.std(0)))
+    counted = (sample > 0) | ~scales
+    least = np.min(sample, axis=0, where=sample > 0, initial=np.inf)
+    least = np.maximum(least, np.maximum(RANGE * sample.max(0), TINIEST))
+    best = np.where(tails, -np.inf, CLEAR - np.log(_spread(sample, counted)))
     curved, centre, width = np.zeros_like(tails), np.zeros_like(median), np.ones_like(median)
-    for which, about, by in offered:
+    for which, about, by in ((tails, median, (right - left) / 2), (scales, 0.0, least)):
         if which.any():
             by = np.where(which, by, 1.0)
-            score = _normality(sample - about, by)
+            score = _normality(sample - about, by, counted)
             better = which & (score > best)
             best, curved = np.where(better, score, best), curved | better
             centre, width = np.where(better, about, centre), np.where(better, by, width)
     return curved, centre, width
 
 
-def _normality(away: Array, width: Array) -> Array:
+def _normality(away: Array, width: Array, counted: np.ndarray) -> Array:
     """The mean ln p of numbers of which arcsinh(away / width) is normal, but for a constant: (n, ...) -> (...)."""
-    with np.errstate(divide="ignore"):
-        return -np.log(np.arcsinh(away / width).std(0)) - np.log(np.hypot(away, width)).mean(0)
+    slope = np.log(np.hypot(away, width)).mean(0, where=counted)
+    return -np.log(_spread(np.arcsinh(away / width), counted)) - slope
+
+
+def _spread(sample: Array, counted: np.ndarray) -> Array:
+    """The standard deviation of the numbers that count; infinite where there are none or they are all alike."""
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of entries in which nothing counts
+        spread = sample.std(0, where=counted)
+    return np.where(spread > 0, spread, np.inf)
 
 
 def scalers(
