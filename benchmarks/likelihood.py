@@ -6,9 +6,9 @@
 10,000 simulations, of which 0.9 are trained on. Likelihoods and posteriors are a flow without dropout ("flow"), with
 one of 0.1 ("dropout"), that one behind a learned location and scale ("located"), or one affine layer ("affine");
 "affine x 4" is an ensemble of four; all else is default. Each run is trained once and kept in `--folder`, each cell
-measured once: results go to `benchmarks/results/likelihood.json`, so that the same command goes on where it was stopped. C2ST is
-sbibm's, by the batched twin, 10,000 draws against the task's own exact sampler, at the published observations 1 to 5
-(supernovae: the real data and four simulations). Needs the extra `benchmark`.
+measured once: results go to `benchmarks/results/likelihood.json`, so that the same command goes on where it was
+stopped. C2ST is sbibm's, by the batched twin, 10,000 draws against the task's own exact sampler, at the published
+observations 1 to 5 (supernovae: the real data and four simulations). Needs the extra `benchmark`.
 """
 
 import argparse
