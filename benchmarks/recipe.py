@@ -144,7 +144,8 @@ def table() -> str:
     lines.append("| --- |" + " --- |" * len(columns))
     for variant in VARIANTS:
         cells = [_told(found.get((variant, *column), [])) for column in columns]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        if any(cells):
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

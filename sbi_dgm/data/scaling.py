@@ -28,7 +28,7 @@ from sbi_dgm.univariate import Array
 SAMPLE_ROWS = 100_000
 SAMPLE_NUMBERS = 2**23
 HEAVY, CLEAR, BEND = 10.0, 0.5, 3.0
-RANGE, TINIEST = 1e-12, 1e-37  # a logarithm's width: at least this share of the greatest number, and float32 holds it
+RANGE, TINIEST = 1e-18, 1e-37  # a logarithm's width: at least this share of the greatest number, and float32 holds it
 LEVELS = (0.001, 0.16, 0.5, 0.84, 0.999)
 
 
