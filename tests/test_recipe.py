@@ -53,16 +53,6 @@ def test_a_choice_says_family_rows_and_parameters():
     assert large == Located(Flow())
 
 
-def test_the_same_numbers_give_the_same_choice_whatever_the_names():
-    theta, noise = np.random.default_rng(0).uniform(size=(300, 2)), np.random.default_rng(1).normal(size=(300, 4))
-    found = set()
-    for names in (("slcp_1", "slcp_2"), ("a", "b")):
-        prior = Prior([Parameter(name, Uniform(0, 1)) for name in names])
-        data = Simulations.from_arrays(theta, {"_".join(names): noise}, prior=prior)
-        found.add(repr(recommended("posterior", data, 270)))
-    assert len(found) == 1
-
-
 def test_auto_trains_what_is_recommended_and_says_so(capsys):
     trained = fit(estimator="auto", progress=True)
     choice = recommended("posterior", simulations(), trained.record["rows"]["train"])
