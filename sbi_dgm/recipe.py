@@ -16,7 +16,7 @@ from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.located import Located
 
 SEVERAL, MANY = 4, 1500  # parameters, and rows for each, from which diffusion is chosen
-SIMPLE = 3000  # rows up to which a likelihood has no splines
+UNITS = (16, 64)  # fewest and most of a likelihood's conditioners: two for each number of x between
 REFINABLE = 100  # numbers of x that a learned likelihood is trusted with
 
 
@@ -44,11 +44,14 @@ def proposal(rows: int, parameters: int, numbers: int) -> Choice:
 
 
 def likelihood(rows: int, parameters: int, numbers: int) -> Choice:
-    """A located flow: theta, its context, never lies outside what was trained on."""
-    follows = f"x ({numbers} numbers) follows theta ({parameters}) in place and scale: a located flow"
-    if rows < SIMPLE:
-        return Choice(Located(Flow(map="affine", transforms=1)), f"{follows}, affine, for {rows} rows.")
-    return Choice(Located(Flow()), f"{follows} of splines, for {rows} rows.")
+    """A located flow of few units: the place and scale of x are learned before its shape is overfitted.
+
+    Theta, its context, never lies outside what was trained on.
+    """
+    fewest, most = UNITS
+    units = min(max(fewest, 2 * numbers), most)
+    given = f"x ({numbers} numbers) follows theta ({parameters}) in place and scale, {rows} rows"
+    return Choice(Located(Flow(transforms=2, hidden=units)), f"a located flow of {units} units: {given}.")
 
 
 RULES = {"posterior": posterior, "refined": proposal, "likelihood": likelihood}

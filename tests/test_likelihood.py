@@ -238,12 +238,28 @@ def made(x, kind="array"):
     [
         (made(np.random.default_rng(0).normal(size=(60, 513))), "x has 513 numbers: a likelihood takes up to 512"),
         (made(np.ones((60, 4, 2)), "set"), "is a set"),
-        (made(np.ones((60, 2))), r"x\[0\] is the same in all rows"),
+        (made(np.ones((60, 2))), r"x\[0\], x\[1\]: the same in all rows: x has no density"),
     ],
 )
 def test_what_has_no_likelihood_is_refused(data, sentence):
     with pytest.raises(DataError, match=sentence):
         fit(data, learn="likelihood", progress=False)
+
+
+def test_numbers_that_never_vary_are_no_part_of_the_density():
+    """The likelihood is that of x without them, to the last digit; for other values of them there is none."""
+    data, how = simulations(300), QUICK | {"learn": "likelihood", "training": Training(max_rounds=2)}
+    x = data.columns["x/x"][:]
+    wide = np.insert(x, 1, 4.5, axis=1)
+    with pytest.warns(UserWarning, match=r"^x\[1\] = 4.5 in all rows"):
+        found = fit(Simulations.from_arrays(data.theta, {"x": wide}, prior=data.prior), SMALL, **how)
+    expected = fit(data, SMALL, **how)
+    np.testing.assert_array_equal(found.log_prob(wide[:9], data.theta[:9]), expected.log_prob(x[:9], data.theta[:9]))
+    drawn = found.sample(data.theta[:2], 7, seed=1)
+    np.testing.assert_array_equal(drawn, np.insert(expected.sample(data.theta[:2], 7, seed=1), 1, 4.5, axis=-1))
+    wide[3, 1] = 5
+    with pytest.raises(ObservationError, match=r"observation 3: x\[1\] is 5, and 4.5 in all simulations"):
+        found.log_prob(wide[:9], data.theta[:9])
 
 
 def test_what_only_posteriors_do_is_refused():

@@ -47,10 +47,12 @@ def test_a_choice_says_family_rows_and_parameters():
     assert posterior(9000, 2, 2).family == proposal(9000, 5, 8).family == Flow(), (
         "few parameters; densities are asked for"
     )
-    small, large = likelihood(900, 5, 8).family, likelihood(9000, 5, 8).family
-    assert isinstance(small, Located)
-    assert small.of == Flow(map="affine", transforms=1)
-    assert large == Located(Flow())
+
+
+def test_a_likelihood_has_units_for_the_numbers_of_x():
+    units = [likelihood(9000, 5, numbers).family.of.hidden for numbers in (1, 8, 20, 32, 100)]
+    assert units == [16, 16, 40, 64, 64]
+    assert likelihood(900, 5, 8).family == Located(Flow(transforms=2, hidden=16))
 
 
 def test_auto_trains_what_is_recommended_and_says_so(capsys):
@@ -142,7 +144,7 @@ def test_a_posterior_that_is_overwritten_forgets_the_likelihood_of_the_old_one(t
     [
         (np.ones((60, 101)), "x has 101 numbers: refinement learns a likelihood of up to 100"),
         (np.ones((60, 600)), "x has 600 numbers: refinement learns a likelihood of up to 100"),
-        (np.arange(60)[:, None] * [1.0, 0.0], r"x\[1\] is the same in all rows"),
+        (np.ones((60, 2)), r"x\[0\], x\[1\]: the same in all rows"),
         (None, "is a set"),
     ],
 )

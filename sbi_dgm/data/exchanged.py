@@ -5,13 +5,17 @@ cumulative distribution u = F(theta) between finite bounds, else by Phi^{-1}(u):
 Integers n are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta) is the integral of p(v | theta) over
 [n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
 
+Numbers that were the same in all rows have no density; v is without them, and an observation must agree with them.
+
 Each entry of v has its own coordinate, z = (v - m) / s, or the same of ln v, or, where tails are as heavy as
 `sbi_dgm.data.scaling` says, of arcsinh((v - median) / width) (Johnson 1949, doi:10.1093/biomet/36.1-2.149): the one
 whose normal makes the training rows most likely. Lighter tails stay straight: behind a sinh, draws a little too wide in
 z are far too wide.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +47,7 @@ class Roles(NamedTuple):
         dtypes: of x in the simulations, by name.
         names: of the parameters.
         prior: of the parameters, or None.
+        fixed: numbers of x that were the same in all rows, by name; v is without them.
 
     """
 
@@ -50,6 +55,7 @@ class Roles(NamedTuple):
     dtypes: Mapping[str, str]
     names: Sequence[str]
     prior: Prior | None
+    fixed: Mapping[str, float] = MappingProxyType({})
 
     @classmethod
     def of(cls, data: Simulations) -> "Roles":
@@ -70,6 +76,7 @@ class Roles(NamedTuple):
             "dtypes": dict(self.dtypes),
             "names": list(self.names),
             "prior": None if self.prior is None else self.prior.describe(),
+            "fixed": dict(self.fixed),
         }
 
     @classmethod
@@ -78,21 +85,31 @@ class Roles(NamedTuple):
         d = description
         observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
         found = None if d["prior"] is None else restore(d["prior"], prior)
-        return cls(observables, d["dtypes"], d["names"], found)
+        return cls(observables, d["dtypes"], d["names"], found, d.get("fixed", {}))
 
     @property
-    def entries(self) -> list[str]:
-        """Names of the numbers of v: mu[0], mu[1], ..., or mu where it is a single one."""
+    def numbers(self) -> list[str]:
+        """Names of the numbers of x: mu[0], mu[1], ..., or mu where it is a single one."""
         names: list[str] = []
         for name, observable in self.observables.items():
             names += [f"{name}[{i}]" for i in range(observable.size)] if observable.shape else [name]
         return names
 
     @property
+    def free(self) -> np.ndarray:
+        """Which numbers of x are in v."""
+        return np.array([name not in self.fixed for name in self.numbers])
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of the numbers of v."""
+        return [name for name in self.numbers if name not in self.fixed]
+
+    @property
     def whole(self) -> np.ndarray:
         """Which entries of v are whole numbers."""
         kinds = {name: np.dtype(dtype).kind in "biu" for name, dtype in self.dtypes.items()}
-        return np.concatenate([np.full(o.size, kinds[name]) for name, o in self.observables.items()])
+        return np.concatenate([np.full(o.size, kinds[name]) for name, o in self.observables.items()])[self.free]
 
     def given(self, theta: ArrayLike) -> Array:
         """Theta (N, D) as the network sees it: u, or z where the prior has no bounds; itself without a prior."""
@@ -105,13 +122,24 @@ class Roles(NamedTuple):
         return np.where(np.isfinite(bounds).all(0), scipy.special.ndtr(z), z)
 
     def vector(self, x: Mapping[str, np.ndarray]) -> Array:
-        """Observables (N, ...) by name as v (N, L)."""
-        return np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in x.values()], axis=1)
+        """Observables (N, ...) by name as v (N, L), or `ObservationError` where a fixed number is another."""
+        flat, free = flattened(x), self.free
+        values = np.array([self.fixed[name] for name in self.numbers if name in self.fixed])
+        for row, place in np.argwhere(flat[:, ~free] != values)[:1]:
+            name, value = list(self.fixed)[place], values[place]
+            raise ObservationError(
+                f"observation {row}: {name} is {flat[row, ~free][place]:g}, and {value:g} in all simulations, from "
+                "which nothing is learned of its likelihood: simulate more, or leave it out of x."
+            )
+        return flat[:, free]
 
     def observed(self, v: Array) -> dict[str, np.ndarray]:
         """The inverse of `vector`, (..., L) -> (..., *shape) by name; whole numbers are rounded down, to int64."""
         ends = np.cumsum([observable.size for observable in self.observables.values()])[:-1]
-        parts = np.split(np.where(self.whole, np.floor(v), v), ends, axis=-1)
+        flat = np.empty((*v.shape[:-1], len(self.numbers)))
+        flat[..., self.free] = np.where(self.whole, np.floor(v), v)
+        flat[..., ~self.free] = list(self.fixed.values())
+        parts = np.split(flat, ends, axis=-1)
         named = zip(self.observables.items(), parts, strict=True)
         dtypes = {n: np.dtype(d) if np.dtype(d).kind == "f" else np.dtype(np.int64) for n, d in self.dtypes.items()}
         return {n: a.reshape(*v.shape[:-1], *o.shape).astype(dtypes[n]) for (n, o), a in named}
@@ -130,10 +158,11 @@ class Exchanged(Simulations):
 
 def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
     """The valid rows of simulations with their roles exchanged, in memory; each stays in its part of the split."""
-    roles, rows = Roles.of(data), np.flatnonzero(data.valid)
-    v = roles.vector(data.x(rows))
+    rows = np.flatnonzero(data.valid)
+    x = data.x(rows)
+    roles = _fixing(Roles.of(data), flattened(x))
+    v = roles.vector(x)
     v = v + roles.whole * numpy_generator(seed, DEQUANTISE).random(v.shape)
-    _refuse_constants(roles, v)
     label = np.zeros(len(data), int)
     label[parts.validation], label[parts.test] = 1, 2
     event = data.column("event_weight")
@@ -148,10 +177,21 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
     return found
 
 
-def _refuse_constants(roles: Roles, v: Array) -> None:
-    for name, spread in zip(roles.entries, np.ptp(v, axis=0), strict=True):
-        if not spread > 0:
-            raise DataError(f"{name} is the same in all rows: it has no density; leave it out of x.")
+def flattened(x: Mapping[str, np.ndarray]) -> Array:
+    """All numbers of observables (N, ...) by name, behind each other (N, L)."""
+    return np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in x.values()], axis=1)
+
+
+def _fixing(roles: Roles, flat: Array) -> Roles:
+    """The roles with what is the same in all rows fixed, whole numbers excepted; a warning names it."""
+    same = (np.ptp(flat, axis=0) == 0) & ~roles.whole
+    fixed = {name: float(flat[0, i]) for i, name in enumerate(roles.numbers) if same[i]}
+    if len(fixed) == len(roles.numbers):
+        raise DataError(f"{', '.join(fixed)}: the same in all rows: x has no density.")
+    if fixed:
+        named = ", ".join(f"{name} = {value:g}" for name, value in fixed.items())
+        warnings.warn(f"{named} in all rows: the likelihood holds for such x alone.", stacklevel=2)
+    return roles._replace(fixed=fixed)
 
 
 def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:

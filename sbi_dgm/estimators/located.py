@@ -32,6 +32,7 @@ class Located(Family):
         of: options of the family behind.
         hidden: width of the network for mu and L.
         blocks: its number of residual blocks.
+        dropout: fraction of its hidden units that a training step leaves out.
 
     Example:
         >>> Located(Flow(transforms=3)).of.transforms
@@ -42,19 +43,19 @@ class Located(Family):
     of: Family = Field(default_factory=Flow)
     hidden: int = Field(default=64, ge=1)
     blocks: int = Field(default=2, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def __init__(self, of: Family | None = None, **options: Any) -> None:
         super().__init__(**({} if of is None else {"of": of}), **options)
 
     def using(self, **values: Any) -> "Located":
         """These options with others of use, which are those of the family behind."""
-        return Located(self.of.using(**values), hidden=self.hidden, blocks=self.blocks)
+        return Located(self.of.using(**values), hidden=self.hidden, blocks=self.blocks, dropout=self.dropout)
 
     def build(self, space: Space, context_dim: int) -> "LocatedEstimator":
         size = space.size
-        network = ResidualMLP(
-            context_dim, size + size * (size + 1) // 2, hidden=self.hidden, blocks=self.blocks, zero=True
-        )
+        shape = {"hidden": self.hidden, "blocks": self.blocks, "dropout": self.dropout}
+        network = ResidualMLP(context_dim, size + size * (size + 1) // 2, **shape, zero=True)
         return LocatedEstimator(space, network, self.of.build(space, context_dim))
 
 

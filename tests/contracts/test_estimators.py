@@ -27,13 +27,13 @@ FAMILIES: dict[str, Family] = {
     "flow coupling spline": Flow(**SMALL, layout="coupling", map="spline"),
     "flow autoregressive affine": Flow(**SMALL, layout="autoregressive", map="affine"),
     "flow coupling affine": Flow(**SMALL, layout="coupling", map="affine"),
-    "located flow": Located(Flow(**SMALL), **NETWORK),
+    "located flow": Located(Flow(**SMALL), **SURE),
     "diffusion": Diffusion(**SURE, steps=96),
     "flow matching": FlowMatching(**SURE, steps=48),
     "continuous flow": ContinuousFlow(**NETWORK),
     "vae": VAE(**NETWORK, latent=2, components=2),
     "vae of two levels": VAE(**NETWORK, latent=1, levels=2, components=2),
-    "located flow matching": Located(FlowMatching(**SURE, steps=48), **NETWORK),
+    "located flow matching": Located(FlowMatching(**SURE, steps=48), **SURE),
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 CONTEXT = laws.normal(4, 3, seed=1)
