@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 ESTIMATORS = {
     "flow": Flow(dropout=0.0),
     "dropout": Flow(dropout=0.1),
-    "located": Located(Flow(dropout=0.1)),
+    "located": Located(Flow(dropout=0.1), dropout=0.0),
     "affine": Flow(map="affine", transforms=1, dropout=0.2),
 }
 SIMULATIONS, DRAWS, HELD_OUT, POINTS, COPIES = 10_000, 10_000, 10_000, 20, 100_000
