@@ -4,13 +4,17 @@ Along N a choice changes once at most, and it is the same for all problems; C is
 alone. How the rules were found, and what else was tried, is in `docs/recipe.md`.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
+from sbi_dgm import options
 from sbi_dgm.data.exchanged import Roles
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError, PriorError
-from sbi_dgm.estimators.base import Family
+from sbi_dgm.estimators.base import FAMILIES, Family
 from sbi_dgm.estimators.diffusion import Diffusion
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.located import Located
@@ -55,6 +59,13 @@ def likelihood(rows: int, parameters: int, numbers: int) -> Choice:
 
 
 RULES = {"posterior": posterior, "refined": proposal, "likelihood": likelihood}
+
+
+def fingerprint() -> str:
+    """A digest of all recommendations on a grid of numbers: where it differs, "auto" means something else."""
+    grid = product(RULES, (2**k for k in range(5, 21)), (1, 2, 3, 4, 5, 8, 16, 32), (1, 4, 10, 20, 40, 100))
+    chosen = [options.describe(FAMILIES, RULES[learn](*numbers).family) for learn, *numbers in grid]
+    return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
 
 
 def recommended(learn: str, data: Simulations, rows: int, parameters: Sequence[str] | None = None) -> Choice:

@@ -6,6 +6,7 @@ import benchmark_toys as toys
 import numpy as np
 from test_benchmark import BRIEF, SMALL, line, only, run
 
+from sbi_dgm import recipe
 from sbi_dgm.benchmark import cells
 from sbi_dgm.benchmark.methods import Fitted, Refining
 from sbi_dgm.config import suite
@@ -60,7 +61,8 @@ def test_the_suite_of_the_defaults_has_four_columns():
     assert list(methods) == ["flow", "diffusion", "flow_x4", "refined"]
     assert methods["flow"].describe() == {"estimator": methods["flow_x4"].describe()["estimator"]}
     assert methods["refined"].describe()["posterior"] == methods["flow_x4"].describe()
-    assert methods["refined"].describe()["likelihood"] == {"estimator": "auto", "learn": "likelihood", "members": 4}
+    auto = {"name": "auto", "recipe": recipe.fingerprint()}
+    assert methods["refined"].describe()["likelihood"] == {"estimator": auto, "learn": "likelihood", "members": 4}
 
 
 def test_settings_beside_the_estimator_hold_for_the_likelihood_that_refines_too(tmp_path):

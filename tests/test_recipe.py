@@ -8,7 +8,7 @@ import pytest
 from training_toys import BRIEF, PRIOR, check_same, simulations
 
 import sbi_dgm
-from sbi_dgm import Diffusion, Flow, Likelihood, Located, Observable, Simulations, Uniform, training
+from sbi_dgm import Diffusion, Flow, Likelihood, Located, Observable, Simulations, Uniform, recipe, training
 from sbi_dgm.cli import main
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, TimeLimitError
 from sbi_dgm.estimators.base import family
@@ -53,6 +53,13 @@ def test_a_likelihood_has_units_for_the_numbers_of_x():
     units = [likelihood(9000, 5, numbers).family.of.hidden for numbers in (1, 8, 20, 32, 100)]
     assert units == [16, 16, 40, 64, 64]
     assert likelihood(900, 5, 8).family == Located(Flow(transforms=2, hidden=16))
+
+
+def test_another_rule_is_another_fingerprint(monkeypatch):
+    before = recipe.fingerprint()
+    assert before == recipe.fingerprint()
+    monkeypatch.setattr(recipe, "UNITS", (16, 32))
+    assert recipe.fingerprint() != before
 
 
 def test_auto_trains_what_is_recommended_and_says_so(capsys):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock
 
-from sbi_dgm import embeddings, options
+from sbi_dgm import embeddings, options, recipe
 from sbi_dgm.benchmark.tasks import plain
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
@@ -107,9 +107,13 @@ class Refining:
         return self.posterior.train(task, data, seed, device, folder).refined(likelihood)
 
 
+def _auto() -> dict[str, str]:
+    return {"name": "auto", "recipe": recipe.fingerprint()}
+
+
 LOADED: Mapping[str, Callable[..., Any]] = {"posterior": load, "likelihood": Likelihood.load}
 DESCRIBED: Mapping[str, Callable[[Any], Any]] = {
-    "estimator": lambda given: given if given == "auto" else options.describe(FAMILIES, given),
+    "estimator": lambda given: _auto() if given == "auto" else options.describe(FAMILIES, given),
     "embedding": embeddings.describe,
     "members": int,
     "learn": str,
