@@ -13,14 +13,16 @@ arXiv:2103.10522, where gamma is found by the same recursion).
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from sbi_dgm.univariate import Array
 
+Counts = NDArray[np.intp]
 POINTS = 100  # K
 TOLERANCE = 1e-4  # relative, of gamma
 
 
-def counts(u: Array, points: int = POINTS) -> Array:
+def counts(u: Array, points: int = POINTS) -> Counts:
     """N_k (K - 1,) of numbers u (R,).
 
     >>> counts(np.array([0.1, 0.3, 0.9]), 4).tolist()
@@ -29,7 +31,7 @@ def counts(u: Array, points: int = POINTS) -> Array:
     return np.searchsorted(np.sort(u), _times(points), side="right")
 
 
-def band(rows: int, level: float, points: int = POINTS) -> tuple[Array, Array]:
+def band(rows: int, level: float, points: int = POINTS) -> tuple[Counts, Counts]:
     """Lowest and highest N_k (K - 1,) of a band that all of `rows` uniform numbers' counts keep with 1 - `level`.
 
     The probability of leaving is `level` or, as counts are whole, a little less.
@@ -58,14 +60,14 @@ def _times(points: int) -> Array:
     return np.arange(1, points) / points
 
 
-def _pointwise(rows: int, gamma: float, points: int) -> tuple[Array, Array]:
+def _pointwise(rows: int, gamma: float, points: int) -> tuple[Counts, Counts]:
     """Lowest and highest counts n whose tails P(N <= n) and P(N >= n) are at least gamma / 2."""
     t = _times(points)
     low, high = scipy.stats.binom.ppf(gamma / 2, rows, t), scipy.stats.binom.isf(gamma / 2, rows, t)
-    return np.maximum(low, 0).astype(int), np.minimum(high, rows).astype(int)
+    return np.maximum(low, 0).astype(np.intp), np.minimum(high, rows).astype(np.intp)
 
 
-def leaving(low: Array, high: Array, rows: int) -> float:
+def leaving(low: Counts, high: Counts, rows: int) -> float:
     """The probability that N_k of `rows` uniform numbers is outside [low_k, high_k] (K - 1,) for some k."""
     steps, log_factorial = len(low) + 1, scipy.special.gammaln(np.arange(rows + 1) + 1.0)
     before, inside = np.zeros(1, int), np.ones(1)
