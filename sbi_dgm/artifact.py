@@ -17,7 +17,7 @@ from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic, require_file
 
 FORMAT = "sbi_dgm/posterior"
-VERSION = 4  # 1 to 3, before the first release, had other weights
+VERSION = 5  # 1 to 4, before the first release, had other weights
 
 
 def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -29,9 +29,9 @@ def fixed() -> tuple[Estimator, MultivariateNormal]:
     """A `Located` whose location and scale do not depend on the context, and the normal that it is."""
     estimator = located()
     estimator.network.last[-1].bias.copy_(torch.cat([MEAN, 7 * torch.atanh(LOG_DIAGONAL / 7), BELOW]))
-    scale = torch.diag(LOG_DIAGONAL.exp())
-    scale[torch.tril_indices(3, 3, -1).unbind()] = BELOW
-    return estimator, MultivariateNormal(MEAN, scale_tril=scale)
+    unit = torch.eye(3, dtype=torch.float64)
+    unit[torch.tril_indices(3, 3, -1).unbind()] = BELOW
+    return estimator, MultivariateNormal(MEAN, scale_tril=torch.diag(LOG_DIAGONAL.exp()) @ unit)
 
 
 def check_density(log_prob: Tensor, expected: Tensor) -> None:
@@ -54,6 +54,16 @@ def test_density_is_the_normal_of_its_location_and_scale():
     check_density(-estimator(z[:, 0], context), exact.log_prob(z[:, 0]))
     with pytest.raises(AssertionError):
         check_density(estimator.log_prob(z, context) + 0.01 * LOG_DIAGONAL.sum(), exact.log_prob(z))
+
+
+def test_a_hundredth_of_the_scale_is_a_hundred_times_the_distance_and_no_power_of_it():
+    """In each coordinate: what is below the diagonal shrinks with it."""
+    estimator, context = fixed()[0], torch.zeros(1, 2).double()
+    z = MEAN + torch.tensor([[0.3, -0.2, 0.1]], dtype=torch.float64)
+    before = estimator._whitened(z, context)[0]
+    narrow = 7 * torch.atanh((LOG_DIAGONAL - math.log(100)) / 7)
+    estimator.network.last[-1].bias[3:6] = narrow
+    torch.testing.assert_close(estimator._whitened(z, context)[0], 100 * before)
 
 
 def check_moments(draws: Tensor, exact: MultivariateNormal) -> None:

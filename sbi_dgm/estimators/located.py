@@ -3,11 +3,13 @@ r"""A learned location and scale in front of any family: z = mu(c) + L(c) u, wit
 .. math::
     \ln p(z | c) = \ln p(u | c) - \sum_i \ln L_{ii}(c), \qquad u = L(c)^{-1} (z - \mu(c))
 
-with L lower triangular, its diagonal positive. Where posteriors are a hundred times narrower than the prior,
-a family sees u of order one for every observation, so its resolution is spent on shape. Where the family's loss is
-a likelihood, the two are trained together on it, shifted by the log-determinant (which is exact). Any other loss
-would gain by shrinking u; there mu and L are those of the Gaussian N(mu, L L^T) of maximum likelihood, and the family
-learns the u that they leave.
+with L = D (I + B), D diagonal and positive, B strictly lower triangular: where D is small, so is all of its row, and
+L^{-1} does not grow from coordinate to coordinate while both are learned.
+
+Where posteriors are a hundred times narrower than the prior, a family sees u of order one for every observation, so its
+resolution is spent on shape. Where the family's loss is a likelihood, the two are trained together on it, shifted by
+the log-determinant (which is exact). Any other loss would gain by shrinking u; there mu and L are those of the Gaussian
+N(mu, L L^T) of maximum likelihood, and the family learns the u that they leave.
 """
 
 import math
@@ -74,10 +76,10 @@ class LocatedEstimator(Estimator):
         size = self.space.size
         mean, log_diagonal, below = self.network(context).split([size, size, size * (size - 1) // 2], dim=-1)
         log_diagonal = 7 * torch.tanh(log_diagonal / 7)
-        scale = torch.diag_embed(log_diagonal.exp())
+        scale = torch.eye(size, dtype=mean.dtype, device=mean.device).repeat(len(mean), 1, 1)
         row, column = torch.tril_indices(size, size, offset=-1)
         scale[..., row, column] = below
-        return mean, scale, log_diagonal.sum(-1)
+        return mean, log_diagonal.exp().unsqueeze(-1) * scale, log_diagonal.sum(-1)
 
     def _whitened(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """U for z, (B, D) or (B, S, D), and ln det L, (B,) or (B, 1)."""
