@@ -181,10 +181,15 @@ def _calibrate(a: argparse.Namespace) -> int:
     noise = _imported(a.noise)
     report = calibrate(posterior, data, out=a.out, noise=noise, draws=a.draws, max_rows=a.rows, seed=a.seed)
     print(f"{report.rows} held-out rows, {report.draws} draws each: {report.verdict}.")
-    for name, entry in {**report.parameters, "regions": report.regions}.items():
+    for name, entry in {**report.parameters, "regions": report.regions, **report.points}.items():
         print(f"  {name:<20} p = {entry['p_value']:<8.3g} {entry['finding']}")
     covered = ", ".join(f"{level}: {share:.1%}" for level, share in report.coverage.items())
     print(f"  highest-density regions hold the truth: {covered}")
+    print(
+        "  errors that would have shown nine times in ten: an sd too narrow by "
+        f"{report.visible['narrow']:.0%} or too wide by {report.visible['wide']:.0%}, a shift by "
+        f"{report.visible['shift']:.2f} sd"
+    )
     print(f"  mean ln q of the truth: {report.log_prob['mean']:.3f} +- {report.log_prob['standard_error']:.3f}")
     print(f"{a.out}/: report.json, ranks.png, coverage.png")
     return 0 if report.calibrated else 1

@@ -9,13 +9,15 @@ from scipy.stats import binom, kstest
 
 import sbi_dgm
 from sbi_dgm.diagnostics import calibration
+from sbi_dgm.diagnostics.checks import OF_VALUES, Check
 from sbi_dgm.distributions import Normal, Uniform
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.estimators.flow import Flow
+from sbi_dgm.heldout import held_out
 from sbi_dgm.loop import Training
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
-from sbi_dgm.report import LEVEL, Report, calibrate, held_out
+from sbi_dgm.report import LEVEL, Report, calibrate
 from sbi_dgm.samples import Samples
 from simulators.gaussian_linear import VARIANCE, GaussianLinear
 
@@ -91,7 +93,7 @@ def test_the_exact_posterior_is_calibrated():
 
 def test_too_narrow_by_15_percent_is_overconfident():
     report = judge(Gaussian(width=0.85))
-    assert report.verdict.startswith("overconfident")
+    assert report.verdict.startswith("regions overconfident; ")
     assert not report.calibrated
     assert report.regions["finding"] == "overconfident"
     assert findings(report) <= {"overconfident", "calibrated"}
@@ -101,7 +103,7 @@ def test_too_narrow_by_15_percent_is_overconfident():
 
 def test_too_wide_by_15_percent_is_underconfident():
     report = judge(Gaussian(width=1.15))
-    assert report.verdict.startswith("underconfident")
+    assert report.verdict.startswith("regions underconfident; ")
     assert report.regions["finding"] == "underconfident"
     assert findings(report) <= {"underconfident", "calibrated"}
     assert report.coverage["50%"] > 0.6
@@ -132,13 +134,56 @@ def test_the_parameter_that_is_wrong_is_named_and_no_other():
     assert "theta_4 overconfident" in report.verdict
 
 
-def test_the_prior_is_calibrated_and_its_log_prob_says_how_little_it_knows():
-    """Ranks cannot tell: the prior is the posterior of an observation that tells nothing. Its mean ln q can."""
+def test_the_prior_is_seen_where_x_tells_more_and_its_log_prob_says_how_much():
+    """Its ranks and regions cannot tell: it is the posterior of an observation that tells nothing."""
     report, exact = judge(Ignorant()), judge(Gaussian())
-    assert report.verdict == "calibrated"
+    assert report.verdict == "points predicted less informed than x allows"
     gain = exact.log_prob["mean"] - report.log_prob["mean"]
     error = 4 * np.hypot(exact.log_prob["standard_error"], report.log_prob["standard_error"])
     assert abs(gain - 5 * np.log(2)) < error, "ten parameters, each with half the prior's variance"
+
+
+def both(t):
+    """A sum of two parameters, whose errors add where a correlation is missed."""
+    return t["theta_1"] + t["theta_2"]
+
+
+class Uncorrelated(Gaussian):
+    """Draws whose second parameter mirrors the first about their means: each has the right width."""
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        samples = super().sample(n, x, seed=seed, log_prob=log_prob)
+        samples.array[..., 1] = x["x"][:, None, 1] / 2 - (samples.array[..., 0] - x["x"][:, None, 0] / 2)
+        return samples
+
+
+def test_a_quantity_of_the_users_is_judged_like_a_parameter():
+    """Deviations of the first two parameters always cancel: each is right alone, their sum is far too narrow."""
+    exact, wrong = (judge(p, test_quantities={"both": both}) for p in (Gaussian(), Uncorrelated()))
+    check_exact(exact)
+    assert exact.quantities["both"]["finding"] == "calibrated"
+    assert findings(wrong) == {"calibrated"}
+    assert wrong.quantities["both"]["finding"] == "overconfident"
+    assert "both overconfident" in wrong.verdict
+
+
+@pytest.mark.parametrize(
+    ("quantity", "sentence"),
+    [
+        ({"theta_1": both}, "test quantity 'theta_1': that is the name of a check already"),
+        ({"f": lambda t: t["theta_1"].mean()}, r"test quantity 'f': \(\) came back for parameters of shape \(60,\)"),
+        ({"f": lambda t: np.where(t["theta_1"] > 0, 1, np.nan)}, r"test quantity 'f' is nan at theta_1 = -"),
+    ],
+)
+def test_quantities_that_are_none_are_refused(quantity, sentence):
+    with pytest.raises(OptionError, match=sentence):
+        judge(Gaussian(), test_quantities=quantity, max_rows=60)
+
+
+def test_what_so_many_rows_would_have_shown_is_stated():
+    few, many = (judge(Gaussian(), max_rows=rows).visible for rows in (60, 600))
+    assert set(few) == {"narrow", "wide", "shift"}
+    assert all(few[name] > 2 * many[name] > 0.1 for name in few)
 
 
 def test_log_prob_of_the_truth_is_the_mean_over_rows():
@@ -181,7 +226,7 @@ def test_false_alarms_are_as_rare_as_said():
 def test_p_values_of_uniform_ranks_are_not_too_small():
     """P(p < level) <= level, within binomial error over 4000 repetitions of 50 ranks."""
     u = np.random.default_rng(0).uniform(size=(4000, 50))
-    p = np.array([calibration.parameter_uniformity(row, 0.01).p_value for row in u])
+    p = np.array([Check(row, OF_VALUES).test(0.01).p_value for row in u])
     for level in (0.01, 0.05):
         assert (p < level).sum() <= binom.ppf(0.999, 4000, level)
 
@@ -215,13 +260,13 @@ def test_ranks_share_ties_at_random():
     ],
 )
 def test_shapes_of_ranks_have_names(u, shape):
-    assert calibration.parameter_uniformity(u, 0.01).shape == shape
+    assert Check(u, OF_VALUES).test(0.01).shape == shape
 
 
 def test_a_deviation_of_neither_place_nor_width_is_seen_by_its_shape():
     """Ranks one sd to either side only: their normal scores have mean 0 and variance 1."""
     u = np.repeat([ndtr(-1), ndtr(1)], 100)
-    assert calibration.parameter_uniformity(u, 0.01).shape == "of the wrong shape"
+    assert Check(u, OF_VALUES).test(0.01).shape == "of the wrong shape"
 
 
 def test_bands_hold_99_percent():
@@ -318,7 +363,7 @@ def test_at_most_max_rows_are_judged_the_same_for_the_same_seed():
 
 
 def test_blocks_do_not_change_what_is_judged(monkeypatch):
-    monkeypatch.setattr("sbi_dgm.report.BLOCK_DRAWS", 1000)
+    monkeypatch.setattr("sbi_dgm.diagnostics.evidence.BLOCK_DRAWS", 1000)
     check_exact(judge(Gaussian()))
 
 

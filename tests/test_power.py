@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import binom
 
-from sbi_dgm.diagnostics import calibration
+from sbi_dgm.diagnostics.checks import OF_VALUES, Check
 from sbi_dgm.diagnostics.power import POWER, visible
 
 LEVEL, REPETITIONS = 0.003, 600
@@ -14,7 +14,7 @@ LEVEL, REPETITIONS = 0.003, 600
 def check_power(width: float, shift: float, rows: int, word: str) -> None:
     """A posterior of that width and place is accused of the word with probability `POWER`."""
     z = (np.random.default_rng(rows).normal(size=(REPETITIONS, rows)) - shift) / width
-    found = [calibration.parameter_uniformity(ndtr(row), 3 * LEVEL).shape for row in z]
+    found = [Check(ndtr(row), OF_VALUES).test(3 * LEVEL).shape for row in z]
     assert binom.ppf(0.001, REPETITIONS, POWER) <= found.count(word) <= binom.ppf(0.999, REPETITIONS, POWER + 0.03)
 
 

@@ -7,7 +7,8 @@ from weight_toys import PRIOR, RULE, SHIFT, columns, events, proposed, signed, s
 
 import sbi_dgm
 from sbi_dgm.errors import DataError
-from sbi_dgm.report import _independent, calibrate
+from sbi_dgm.heldout import independent
+from sbi_dgm.report import calibrate
 from sbi_dgm.samples import Samples
 
 
@@ -65,7 +66,7 @@ def test_rows_are_kept_each_once_in_proportion_to_their_weights():
     """A row's count in 400 repetitions is binomial with p = w / max w: chi-squared over all rows."""
     weight, rows = np.random.default_rng(0).uniform(0.1, 1, 900), np.arange(0, 900, 3)
     data = simulations(*columns(proposed(900)), proposal_weight=weight)
-    kept = [_independent(Exact(), data, rows, np.random.default_rng(seed)) for seed in range(400)]
+    kept = [independent(Exact(), data, rows, np.random.default_rng(seed)) for seed in range(400)]
     assert all(len(np.unique(one)) == len(one) for one in kept)
     counts, p = np.bincount(np.concatenate(kept), minlength=900)[rows], weight[rows] / weight[rows].max()
     assert counts[p == 1] == 400
@@ -78,7 +79,7 @@ def test_rows_are_kept_each_once_in_proportion_to_their_weights():
 def test_all_rows_are_kept_where_there_are_no_weights():
     data = proposed(300, weighted=False)
     rows = np.arange(0, 300, 3)
-    assert _independent(Exact(), data, rows, np.random.default_rng(0)) is rows
+    assert independent(Exact(), data, rows, np.random.default_rng(0)) is rows
 
 
 def test_too_few_rows_left_are_told_with_numbers():
@@ -92,4 +93,4 @@ def test_too_few_rows_left_are_told_with_numbers():
     with pytest.raises(DataError, match="1 of 40 held-out rows are left"):
         judge(Exact(), few)
     none = few.split(RULE).test[:0]
-    assert len(_independent(Exact(), few, none, np.random.default_rng(0))) == 0
+    assert len(independent(Exact(), few, none, np.random.default_rng(0))) == 0

@@ -72,17 +72,6 @@ def uniformity(u: Array, high: str, low: str, outer: str, inner: str, level: flo
     return Uniformity(p_value, word if p_value < level else "calibrated")
 
 
-def parameter_uniformity(u: Array, level: float) -> Uniformity:
-    """`uniformity` of the ranks of one parameter."""
-    return uniformity(u, "biased low", "biased high", "overconfident", "underconfident", level)
-
-
-def coverage_uniformity(u: Array, level: float) -> Uniformity:
-    """`uniformity` of the credibilities at which highest-density regions reach the truth."""
-    shape = "of the wrong shape"
-    return uniformity(u, "overconfident", "underconfident", shape, shape, level)
-
-
 def calibration_error(u: Array) -> float:
     """Mean absolute difference between the distribution function of ranks u (R,) and that of U(0, 1).
 

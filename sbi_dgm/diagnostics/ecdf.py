@@ -20,6 +20,7 @@ from sbi_dgm.univariate import Array
 Counts = NDArray[np.intp]
 POINTS = 100  # K
 TOLERANCE = 1e-4  # relative, of gamma
+SMALLEST = 1e-100  # gamma below which nothing is told apart
 
 
 def counts(u: Array, points: int = POINTS) -> Counts:
@@ -52,7 +53,7 @@ def p_value(u: Array, points: int = POINTS) -> float:
     rows, t = len(u), _times(points)
     found = counts(u, points)
     below, above = scipy.stats.binom.cdf(found, rows, t), scipy.stats.binom.sf(found - 1, rows, t)
-    gamma = min(1.0, 2 * float(np.minimum(below, above).min()))
+    gamma = np.clip(2 * np.minimum(below, above).min(), SMALLEST, 1.0)
     return leaving(*_pointwise(rows, gamma * (1 + 1e-9), points), rows)
 
 

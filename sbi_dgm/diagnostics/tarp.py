@@ -77,9 +77,12 @@ def _kernel(features: Array) -> Array:
 def features(x: Array) -> Array:
     """Numbers of x (R, C) made comparable: (x - median) / median modulus of that, and the arcsinh of it.
 
-    A column that is the same in half of the rows is scaled by its sd, and left out where it never varies.
+    A column that is the same in half of the rows is scaled by its sd, and left out where it never varies; where none
+    does, a column of zeros tells nothing.
     """
     x = x[:, np.ptp(x, axis=0) > 0].astype(np.float64)
+    if not x.shape[1]:
+        return np.zeros((len(x), 1))
     centred = x - np.median(x, axis=0)
     width = np.median(np.abs(centred), axis=0)
     return np.arcsinh(centred / np.where(width > 0, width, centred.std(0)))

@@ -1,0 +1,97 @@
+"""What of a posterior is checked: quantities whose truth ranks uniformly among the posterior's draws.
+
+If q is the posterior, theta* and its draws are exchangeable given x, and so are f(theta*, x) and f of the draws for any
+f. Every check is such an f: a parameter, a quantity of the user's, -ln q (highest-density regions), the distance from a
+point anywhere, and that from what x predicts (`sbi_dgm.diagnostics.tarp`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sbi_dgm.diagnostics import tarp
+from sbi_dgm.diagnostics.calibration import Uniformity, ranks, uniformity
+from sbi_dgm.diagnostics.evidence import Evidence
+from sbi_dgm.errors import OptionError
+from sbi_dgm.univariate import Array
+
+Quantity = Callable[[Mapping[str, Array]], Any]
+
+
+class Words(NamedTuple):
+    """For ranks of the truth that are too high, too low, too far out, too central."""
+
+    high: str
+    low: str
+    outer: str
+    inner: str
+
+
+OF_VALUES = Words("biased low", "biased high", "overconfident", "underconfident")
+OF_REGIONS = Words("overconfident", "underconfident", "of the wrong shape", "of the wrong shape")
+OF_DISTANCES = Words("misplaced", "misplaced", "overconfident", "underconfident")
+OF_PREDICTIONS = Words("overconfident", "less informed than x allows", "overconfident", "underconfident")
+REGIONS, ANYWHERE, PREDICTED = "regions", "points anywhere", "points predicted"
+
+
+class Check(NamedTuple):
+    """Ranks (R',) in (0, 1), of all rows or some, and words for what is wrong with them."""
+
+    ranks: Array
+    words: Words
+
+    def test(self, level: float) -> Uniformity:
+        """The p-value, and what is wrong where it is below `level`."""
+        return uniformity(self.ranks, *self.words, level)
+
+
+def checks(evidence: Evidence, quantities: Mapping[str, Quantity], rng: np.random.Generator) -> dict[str, Check]:
+    """All checks by name: parameters, quantities, regions, points."""
+    names = [*evidence.names, REGIONS, ANYWHERE, PREDICTED]
+    for name in quantities:
+        if name in names:
+            raise OptionError(f"test quantity {name!r}: that is the name of a check already; call it something else.")
+    own = ranks(evidence.theta, evidence.draws, rng)
+    found = {name: Check(u, OF_VALUES) for name, u in zip(evidence.names, own.T, strict=True)}
+    truth, drawn = evidence.columns(evidence.theta), evidence.columns(evidence.draws)
+    for name, function in quantities.items():
+        found[name] = _ranked(_values(name, function, truth), _values(name, function, drawn), OF_VALUES, rng)
+    found[REGIONS] = _ranked(-evidence.log_prob, -evidence.drawn_log_prob, OF_REGIONS, rng)
+    return found | _points(evidence, rng)
+
+
+def _ranked(truth: Array, draws: Array, words: Words, rng: np.random.Generator) -> Check:
+    return Check(ranks(truth[:, None], draws[..., None], rng)[:, 0], words)
+
+
+def _values(name: str, function: Quantity, theta: Mapping[str, Array]) -> Array:
+    """A quantity of parameters by name, each of the same shape, which is also that of what comes out."""
+    shape = next(iter(theta.values())).shape
+    found = np.asarray(function(theta), np.float64)
+    if found.shape != shape:
+        raise OptionError(f"test quantity {name!r}: {found.shape} came back for parameters of shape {shape}.")
+    if not np.isfinite(found).all():
+        bad = np.argwhere(~np.isfinite(found))[0]
+        at = ", ".join(f"{key} = {values[tuple(bad)]:g}" for key, values in theta.items())
+        raise OptionError(f"test quantity {name!r} is {found[tuple(bad)]} at {at}.")
+    return found
+
+
+def _points(evidence: Evidence, rng: np.random.Generator) -> dict[str, Check]:
+    """Distances from points anywhere, of all rows, and from predictions, of rows in an order of `rng`."""
+    order = rng.permutation(len(evidence.theta))
+    flat = np.concatenate([values.reshape(len(order), -1) for values in evidence.x.values()], axis=1)
+    predicted, later = tarp.predictions(tarp.features(flat)[order], evidence.theta[order])
+    anywhere = tarp.anywhere(evidence.draws, rng)
+    return {
+        ANYWHERE: _distant(evidence, np.arange(len(order)), anywhere, OF_DISTANCES, rng),
+        PREDICTED: _distant(evidence, order[later], predicted, OF_PREDICTIONS, rng),
+    }
+
+
+def _distant(evidence: Evidence, rows: np.ndarray, point: Array, words: Words, rng: np.random.Generator) -> Check:
+    """Distances of some rows' truths and draws from a point each (R', D), in units of the truths' sd."""
+    scale = evidence.theta.std(0)
+    truth = tarp.distances(evidence.theta[rows], point, scale)
+    return _ranked(truth, tarp.distances(evidence.draws[rows], point, scale), words, rng)

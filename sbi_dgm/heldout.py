@@ -1,0 +1,121 @@
+"""Rows to judge a posterior by: those that it was not trained on, each a draw of its own."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sbi_dgm.data.batches import Batch, Noise, named, noisy
+from sbi_dgm.data.columns import gather
+from sbi_dgm.data.reading import Reading
+from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.source import Source, tensor
+from sbi_dgm.data.splits import SplitRule
+from sbi_dgm.errors import DataError, ExternalError, unknown
+from sbi_dgm.univariate import Array
+from sbi_dgm.weights import row_weights
+
+MIN_ROWS = 50
+
+
+class Pairs(NamedTuple):
+    """R truths and what was observed of them: theta (R, D), x by observable's name (R, ...)."""
+
+    theta: Array
+    x: dict[str, np.ndarray]
+
+
+def pairs(
+    posterior: Any, data: Simulations, noise: Noise | None, most: int, rng: np.random.Generator, seed: int
+) -> Pairs:
+    """At most so many independent held-out pairs, chosen by `rng`; `seed` is that of the noise.
+
+    Raises:
+        DataError: fewer than `MIN_ROWS`.
+        ExternalError: the posterior was trained with another model of noise.
+
+    """
+    _require_noise(posterior, noise)
+    rows = independent(posterior, data, held_out(posterior, data), rng)
+    if len(rows) < MIN_ROWS:
+        kind = "groups" if "group" in data.columns else "rows"
+        raise DataError(
+            f"{len(rows)} held-out {kind}: at least {MIN_ROWS} are needed; simulate more, or train with a larger test "
+            "split (--set split.test=0.2)."
+        )
+    rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
+    theta = gather(data.columns["theta"], rows)
+    columns = [data.names.index(name) for name in posterior.names]
+    return Pairs(theta[:, columns], _observed(data, rows, theta, noise, seed))
+
+
+def held_out(posterior: Any, data: Simulations) -> np.ndarray:
+    """The valid rows of `data` that `posterior` was not trained on, nor on others of their groups."""
+    record = getattr(posterior, "record", {})
+    trained = record.get("data", {})
+    valid = np.flatnonzero(data.valid)
+    known = trained.get("rows", 0)
+    if not 0 < known <= len(data) or data.fingerprint(known) != trained["fingerprint"]:
+        return valid
+    parts, new = data.split(SplitRule(**record["split"]), known), valid[valid >= known]
+    if "group" in data.columns:
+        group = np.asarray(data.columns["group"][:])
+        new = new[~np.isin(group[new], group[np.concatenate([parts.train, parts.validation])])]
+    return np.concatenate([parts.test, new])
+
+
+def independent(posterior: Any, data: Simulations, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws of the weighted rows, one of each group at most; all rows where there are neither weights nor groups.
+
+    A group is kept with a probability in proportion to its mean weight, and by one row of it, in proportion to its
+    rows' weights (the largest of ln w plus Gumbel noise). A row without a group is a group of its own.
+    """
+    for name in posterior.names:
+        if name not in data.names:
+            raise DataError(f"the simulations have no parameter {name!r}: {unknown('parameter', name, data.names)}")
+    if not len(rows) or not {"proposal_weight", "event_weight", "group"} & set(data.columns):
+        return rows
+    weight = _weights(posterior, data, rows)
+    group = np.asarray(data.columns["group"][:])[rows] if "group" in data.columns else rows
+    group = np.unique(group, return_inverse=True)[1]
+    with np.errstate(divide="ignore"):
+        order = np.lexsort((np.log(weight) + rng.gumbel(size=len(rows)), group))
+    chosen = rows[order[np.flatnonzero(np.diff(group[order], append=-1))]]
+    mean = np.bincount(group, weight) / np.bincount(group)
+    kept = chosen[rng.random(len(chosen)) * mean.max() < mean]
+    if len(kept) < min(MIN_ROWS, len(chosen)):
+        raise DataError(
+            f"{len(kept)} of {len(chosen)} held-out rows are left, kept in proportion to their weights (the largest "
+            f"is {mean.max() / mean.mean():.3g} times the mean): at least {MIN_ROWS} are needed; simulate more."
+        )
+    return np.sort(kept)
+
+
+def _weights(posterior: Any, data: Simulations, rows: np.ndarray) -> Array:
+    """One positive number a row."""
+    if not {"proposal_weight", "event_weight"} & set(data.columns):
+        return np.ones(len(rows))
+    source, cpu = Source(data, data.reference(posterior.names, rows)[0]), torch.device("cpu")
+    reading = Reading().resolved(source.bytes(len(data)), cpu)
+    rate = getattr(posterior, "record", {}).get("rate", False)
+    return row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
+
+
+def _require_noise(posterior: Any, noise: Noise | None) -> None:
+    trained = getattr(posterior, "record", {}).get("noise")
+    if trained != named(noise):
+        raise ExternalError(
+            f"the posterior was trained with noise={trained}, and is judged with {named(noise)}: pass it."
+        )
+
+
+def _observed(
+    data: Simulations, rows: np.ndarray, theta: Array, noise: Noise | None, seed: int
+) -> dict[str, np.ndarray]:
+    """The observables of the rows, with noise where there is a model of it."""
+    x = data.x(rows)
+    if noise is None:
+        return x
+    parameters = torch.as_tensor(theta, dtype=torch.float32)
+    tensors = {name: tensor(values) for name, values in x.items()}
+    return {n: t.numpy() for n, t in noisy(Batch(parameters, tensors, parameters, parameters), noise, seed).x.items()}
