@@ -191,7 +191,7 @@ def _calibrate(a: argparse.Namespace) -> int:
         f"{report.visible['shift']:.2f} sd"
     )
     print(f"  mean ln q of the truth: {report.log_prob['mean']:.3f} +- {report.log_prob['standard_error']:.3f}")
-    print(f"{a.out}/: report.json, ranks.png, coverage.png")
+    print(f"{a.out}/: report.json, ranks.png, coverage.png, distribution.png")
     return 0 if report.calibrated else 1
 
 

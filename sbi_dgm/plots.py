@@ -106,6 +106,29 @@ def coverage(nominal: Array, empirical: Array, band: tuple[Array, Array], verdic
     return figure
 
 
+Difference = tuple[Array, Array, Array, Array]  # t, F(t) - t, and the edges of its band, each (K,)
+
+
+def differences(curves: Mapping[str, Difference]) -> Figure:
+    """Distribution functions of ranks less the diagonal: within the band everywhere where calibrated."""
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
+    for axis in axes[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (name, (t, difference, low, high)) in zip(axes, curves.items(), strict=False):
+        axis.fill_between(t, low, high, color=GREY, alpha=0.25, lw=0)
+        axis.plot(t, difference, color=COLOURS[0], lw=1.8)
+        axis.axhline(0, color=GREY, lw=0.8)
+        axis.set(title=name, xlim=(0, 1))
+    for axis in axes[max(0, len(curves) - columns) : len(curves)]:
+        axis.set_xlabel("rank of the truth")
+    for axis in axes[::columns]:
+        axis.set_ylabel("rows below, less expected")
+    return figure
+
+
 Line = tuple[Sequence[float], Sequence[float], Sequence[float]]  # budgets, scores, standard errors
 
 

@@ -1,7 +1,7 @@
 """The calibration report: held-out rows in, one verdict out, with its numbers and figures."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from sbi_dgm import heldout
 from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.diagnostics import calibration
+from sbi_dgm.diagnostics import calibration, ecdf
 from sbi_dgm.diagnostics.checks import ANYWHERE, PREDICTED, REGIONS, Check, Quantity, checks
 from sbi_dgm.diagnostics.evidence import FEW, Evidence, Judged, gathered
 from sbi_dgm.diagnostics.power import visible
@@ -22,6 +22,8 @@ from sbi_dgm.univariate import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from sbi_dgm import plots
 
 LEVEL = 0.01  # probability that a calibrated posterior is accused, over all checks together
 NOMINAL = np.linspace(0, 1, 101)
@@ -43,7 +45,7 @@ class Report:
         visible: errors of one parameter's posterior that so many rows would have shown nine times in ten: an sd too
             `narrow` or too `wide` by that fraction, a `shift` by that many sd.
         coverage: empirical coverage of the 50, 68, 90 and 95 % highest-density regions.
-        ranks: (R, D), of the truth in each parameter; `credibility` (R,) of the region that reaches it.
+        checks: the ranks that all this is made of, by name.
 
     """
 
@@ -58,12 +60,21 @@ class Report:
     points: dict[str, dict[str, Any]]
     visible: dict[str, float]
     coverage: dict[str, float]
-    ranks: Array = field(repr=False)
-    credibility: Array = field(repr=False)
+    checks: Mapping[str, Check] = field(repr=False)
+
+    @property
+    def ranks(self) -> Array:
+        """Of the truth in each parameter, (R, D)."""
+        return np.column_stack([self.checks[name].ranks for name in self.parameters])
+
+    @property
+    def credibility(self) -> Array:
+        """Of the smallest highest-density region that holds the truth, (R,)."""
+        return self.checks[REGIONS].ranks
 
     def to_json(self) -> dict[str, Any]:
         """All but the ranks."""
-        return {k: v for k, v in asdict(self).items() if k not in ("ranks", "credibility")}
+        return {k: v for k, v in vars(self).items() if k != "checks"}
 
     def figures(self) -> "dict[str, Figure]":
         """The figures by name."""
@@ -77,10 +88,18 @@ class Report:
                 self.ranks, list(self.parameters), calibration.bin_band(self.rows), p_values
             ),
             "coverage": plots.coverage(NOMINAL, empirical, band, f"regions: {self.regions['finding']}"),
+            "distribution": plots.differences({name: self._difference(check) for name, check in self.checks.items()}),
         }
 
+    def _difference(self, check: Check) -> "plots.Difference":
+        """Of the ranks' distribution function from the diagonal, and the band that all checks together keep."""
+        rows = len(check.ranks)
+        t = np.arange(1, ecdf.POINTS) / ecdf.POINTS
+        low, high = ecdf.band(rows, LEVEL / len(self.checks))
+        return t, ecdf.counts(check.ranks) / rows - t, low / rows - t, high / rows - t
+
     def save(self, folder: str | Path) -> None:
-        """Write report.json, ranks.png and coverage.png."""
+        """Write report.json, ranks.png, coverage.png and distribution.png."""
         write_json(Path(folder) / "report.json", self.to_json())
         for name, figure in self.figures().items():
             with atomic(Path(folder) / f"{name}.png") as temporary:
@@ -162,6 +181,5 @@ def _report(evidence: Evidence, found: Mapping[str, Check], prior: Prior | None)
         points=points,
         visible=visible(rows, level / 3)._asdict(),
         coverage={f"{p:.0%}": float((credibility <= p).mean()) for p in (0.5, 0.68, 0.9, 0.95)},
-        ranks=np.column_stack([found[name].ranks for name in evidence.names]),
-        credibility=credibility,
+        checks=found,
     )

@@ -374,7 +374,7 @@ def test_the_report_is_written_as_numbers_and_figures(tmp_path):
     assert written["verdict"] == report.verdict != "calibrated"
     assert written["rows"] == 60
     assert set(written["parameters"]) == set(TASK.prior.names)
-    for name in ("ranks", "coverage"):
+    for name in ("ranks", "coverage", "distribution"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

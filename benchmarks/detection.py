@@ -1,0 +1,202 @@
+"""How often each check of `sbi_dgm.calibrate` accuses exact posteriors, and posteriors that are wrong in a known way.
+
+    python benchmarks/detection.py [--tasks two_moons] [--rows 200,1000] [--faults exact,prior] [--repetitions 100]
+    python benchmarks/detection.py --table
+
+Posteriors are the tasks' own exact draws, with one thing wrong: `narrow` and `wide` by 10 % about their mean, `shifted`
+by 0.2 of their sd in all parameters, the `prior` itself, a `dropped` mode (two_moons) or component (gaussian_mixture),
+correlations removed (`shuffled`: every parameter's draws in an order of their own, ln q by kernel estimates of the
+marginals). Each repetition has fresh rows with 200 draws each. `exact` has 200 repetitions. Where sbi is installed, its
+checks see the same ranks and draws: Kolmogorov and Smirnov's test of each parameter's ranks (the smallest p-value
+times the number of parameters) and that of its expected coverage with random points. All at the level 0.01.
+
+Results go to `benchmarks/results/detection.json`, cell by cell; the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from tqdm import tqdm
+
+from sbi_dgm.benchmark.tasks import task_named
+from sbi_dgm.diagnostics.calibration import ranks
+from sbi_dgm.diagnostics.checks import checks
+from sbi_dgm.diagnostics.evidence import Evidence
+from sbi_dgm.report import LEVEL
+
+RESULTS = Path(__file__).parent / "results" / "detection.json"
+TASKS = ("gaussian_linear", "gaussian_linear_uniform", "gaussian_mixture", "two_moons")
+ROWS, DRAWS, MOMENTS = (50, 100, 200, 500, 1000), 200, 500
+Density = Callable[[np.ndarray], np.ndarray]
+
+
+class Row:
+    """One observation of a task: draws, and ln q up to a constant, which ranks do not ask for."""
+
+    def __init__(self, task: Any, x: np.ndarray, rng: np.random.Generator) -> None:
+        self.task, self.x, self.rng = task, x, rng
+        self.draws = task.reference_posterior(x, DRAWS, rng)
+
+    def log_prob(self, theta: np.ndarray) -> np.ndarray:
+        """Of the exact posterior."""
+        return self.task.log_likelihood(theta, self.x) + self.task.prior.log_prob(theta)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd of the exact posterior, by draws of their own."""
+        others = self.task.reference_posterior(self.x, MOMENTS, self.rng)
+        return others.mean(0), others.std(0)
+
+
+def exact(row: Row) -> tuple[np.ndarray, Density]:
+    """As it is."""
+    return row.draws, row.log_prob
+
+
+def scaled(factor: float) -> Callable[[Row], tuple[np.ndarray, Density]]:
+    """About its mean."""
+
+    def fault(row: Row) -> tuple[np.ndarray, Density]:
+        mean, _ = row.moments()
+        return mean + factor * (row.draws - mean), lambda theta: row.log_prob(mean + (theta - mean) / factor)
+
+    return fault
+
+
+def shifted(row: Row) -> tuple[np.ndarray, Density]:
+    """In all parameters."""
+    _, sd = row.moments()
+    return row.draws + 0.2 * sd, lambda theta: row.log_prob(theta - 0.2 * sd)
+
+
+def prior(row: Row) -> tuple[np.ndarray, Density]:
+    """Whatever x is."""
+    return row.task.prior.draw(DRAWS, row.rng), row.task.prior.log_prob
+
+
+def dropped(row: Row) -> tuple[np.ndarray, Density]:
+    """two_moons keeps the crescent of positive theta_1 + theta_2; gaussian_mixture the narrow normal about x."""
+    if row.task.name == "two_moons":
+        total = row.draws.sum(1, keepdims=True)
+        return np.where(total > 0, row.draws, row.draws - total), lambda theta: np.where(
+            theta.sum(-1) > 0, row.log_prob(theta), -1e9
+        )
+    draws = row.x + 0.1 * row.rng.standard_normal((DRAWS, 2))
+    return draws, lambda theta: -0.5 * ((theta - row.x) ** 2).sum(-1) / 0.01
+
+
+def shuffled(row: Row) -> tuple[np.ndarray, Density]:
+    """Each parameter alone is right."""
+    draws = row.rng.permuted(row.draws, axis=0)
+    marginals = [scipy.stats.gaussian_kde(column) for column in row.draws.T]
+    return draws, lambda theta: sum(k.logpdf(theta[..., i].ravel()) for i, k in enumerate(marginals))
+
+
+FAULTS: dict[str, Callable[[Row], tuple[np.ndarray, Density]]] = {
+    "exact": exact,
+    "narrow": scaled(0.9),
+    "wide": scaled(1.1),
+    "shifted": shifted,
+    "prior": prior,
+    "dropped": dropped,
+    "shuffled": shuffled,
+}
+OF_TWO = ("dropped", "shuffled")  # of tasks whose posterior has modes or correlations: the last two
+
+
+def evidence(task: Any, fault: str, rows: int, seed: int) -> Evidence:
+    """Fresh pairs of a task, and what a posterior with that fault says of them."""
+    rng = np.random.default_rng([seed, rows, sum(map(ord, task.name + fault))])
+    theta = task.prior.draw(rows, rng)
+    x = np.asarray(task(theta, rng))
+    draws, truths, others = [], [], []
+    for truth, one in zip(theta, x, strict=True):
+        drawn, log_prob = FAULTS[fault](Row(task, one, rng))
+        draws.append(drawn)
+        truths.append(float(np.squeeze(np.maximum(log_prob(truth[None]), -1e9))))
+        others.append(np.maximum(log_prob(drawn), -1e9))
+    return Evidence(list(task.prior.names), theta, {"x": x}, np.stack(draws), np.array(truths), np.stack(others))
+
+
+def accusing(found: Evidence, seed: int) -> dict[str, bool]:
+    """Which checks accuse; "any" is the verdict, by the corrected level."""
+    tests = {name: check.test(1.0).p_value for name, check in checks(found, {}, np.random.default_rng(seed)).items()}
+    level, own = LEVEL / len(tests), set(found.names)
+    kinds = {"parameters": min(tests[name] for name in own) < level}
+    kinds |= {name: p < level for name, p in tests.items() if name not in own}
+    return {"any": any(kinds.values())} | kinds | sbis(found, seed)
+
+
+def sbis(found: Evidence, seed: int) -> dict[str, bool]:
+    """sbi's checks, where it is installed."""
+    try:
+        import torch
+        from sbi.diagnostics.tarp import _run_tarp, check_tarp, get_tarp_references
+    except ImportError:
+        return {}
+    u = ranks(found.theta, found.draws, np.random.default_rng(seed))
+    smallest = min(float(scipy.stats.kstest(column, "uniform").pvalue) for column in u.T)
+    torch.manual_seed(seed)
+    theta, draws = torch.as_tensor(found.theta), torch.as_tensor(found.draws).transpose(0, 1)
+    coverage, alpha = _run_tarp(draws, theta, get_tarp_references(theta))
+    tarp = check_tarp(coverage, alpha)[1]
+    return {"sbi ranks": smallest * u.shape[1] < LEVEL, "sbi tarp": float(tarp) < LEVEL}
+
+
+def cells(tasks: list[str], faults: list[str], rows: list[int]) -> Iterator[tuple[str, str, int]]:
+    """Those that make sense."""
+    for task, fault, count in product(tasks, faults, rows):
+        if fault not in OF_TWO or task in TASKS[2:]:
+            yield task, fault, count
+
+
+def results() -> dict[str, Any]:
+    """What has been measured so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def table() -> str:
+    """Markdown: how often each kind of check accuses, by fault, task and rows."""
+    stored = results()
+    kinds = list(dict.fromkeys(kind for entry in stored.values() for kind in entry["accused"]))
+    lines = [f"| posterior | task | rows | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+    for key, entry in stored.items():
+        task, fault, rows = key.split("; ")
+        shares = [entry["accused"].get(kind) for kind in kinds]
+        texts = ["" if share is None else f"{share:.2f}" for share in shares]
+        lines.append(f"| {fault} | {task} | {rows} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)))
+    parser.add_argument("--repetitions", type=int, default=100)
+    parser.add_argument("--table", action="store_true")
+    a = parser.parse_args()
+    if a.table:
+        print(table())
+        return
+    for task, fault, rows in cells(a.tasks.split(","), a.faults.split(","), [int(n) for n in a.rows.split(",")]):
+        key = f"{task}; {fault}; {rows}"
+        if key in results():
+            continue
+        count = max(a.repetitions, 200) if fault == "exact" else a.repetitions
+        seeds = tqdm(range(count), desc=key)
+        found = [accusing(evidence(task_named(task), fault, rows, seed), seed) for seed in seeds]
+        shares = {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
+        entry = {"repetitions": count, "accused": shares}
+        RESULTS.write_text(json.dumps(results() | {key: entry}, indent=1) + "\n")
+        print(key, json.dumps(entry), flush=True)
+
+
+if __name__ == "__main__":
+    main()
