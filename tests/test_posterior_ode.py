@@ -162,8 +162,8 @@ class Counting:
 
 def located_data() -> sbi_dgm.Simulations:
     rng = np.random.default_rng(8)
-    theta = rng.normal(size=(1000, 1))
-    return sbi_dgm.Simulations.from_arrays(theta, theta + rng.normal(size=(1000, 1)), names=["a"])
+    x = rng.normal(size=(1000, 1))
+    return sbi_dgm.Simulations.from_arrays(x + rng.normal(size=(1000, 1)), x, names=["a"])
 
 
 @pytest.mark.parametrize(("density", "asked"), [("exact", [(1000, True)]), ("ode", [(20, True), (1000, False)])])

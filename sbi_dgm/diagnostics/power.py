@@ -32,7 +32,7 @@ def visible(rows: int, level: float, power: float = POWER) -> Visible:
     """What a test at `level` sees in so many rows.
 
     >>> [round(value, 2) for value in visible(1000, 0.001)]
-    [0.09, 0.12, 0.15]
+    [0.1, 0.11, 0.14]
     """
     low, high = scipy.stats.chi2.ppf(level / 2, rows), scipy.stats.chi2.isf(level / 2, rows)
     narrow = 1 - np.sqrt(scipy.stats.chi2.isf(power, rows) / high)
