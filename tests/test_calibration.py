@@ -9,7 +9,7 @@ from scipy.stats import binom, kstest
 
 import sbi_dgm
 from sbi_dgm.diagnostics import calibration
-from sbi_dgm.diagnostics.checks import OF_VALUES, Check
+from sbi_dgm.diagnostics.checks import OF_DISTANCES, OF_REGIONS, OF_VALUES, Check
 from sbi_dgm.distributions import Normal, Uniform
 from sbi_dgm.errors import OptionError
 from sbi_dgm.parameters import Parameter
@@ -264,6 +264,18 @@ def test_a_deviation_of_neither_place_nor_width_is_seen_by_its_shape():
     """Ranks one sd to either side only: their normal scores have mean 0 and variance 1."""
     u = np.repeat([ndtr(-1), ndtr(1)], 100)
     assert Check(u, OF_VALUES).test(0.01).shape == "of the wrong shape"
+
+
+@pytest.mark.parametrize("u", [np.full(50, 0.9), np.full(50, 0.1)])
+def test_two_deviations_of_one_word_are_both_seen(u):
+    """Points anywhere are "misplaced" on either side."""
+    assert Check(u, OF_DISTANCES).test(0.01).shape == "misplaced"
+
+
+def test_what_has_no_word_is_left_to_the_shape():
+    u = np.random.default_rng(0).beta(0.5, 0.5, 300)
+    assert Check(u, OF_REGIONS).test(0.01).shape == "of the wrong shape"
+    assert Check(u, OF_VALUES).test(0.01).shape == "overconfident"
 
 
 def test_bands_hold_99_percent():

@@ -21,7 +21,7 @@ class Uniformity(NamedTuple):
     """A test of ranks u (R,) against U(0, 1).
 
     Attributes:
-        p_value: of no deviation, after correction for the three tests made.
+        p_value: of no deviation, after correction for the tests made.
         shape: "calibrated", or what is wrong: place or width where their tests see it, else the shape.
 
     """
@@ -49,27 +49,29 @@ def uniformity(u: Array, high: str, low: str, outer: str, inner: str, level: flo
     chi^2 with R degrees of freedom: the best tests of a shift and of a width where posteriors are normal (Cook, Gelman
     and Rubin 2006, doi:10.1198/106186006X136976, who test the sum of squares). What leaves the narrowest simultaneous
     band of the distribution function (`sbi_dgm.diagnostics.ecdf`) is of another shape. The smallest p-value, times
-    three, counts.
+    the number of tests, counts.
 
     Args:
-        high, low, outer, inner: words for ranks that are too high, too low, too far out, too central.
+        high, low, outer, inner: words for ranks that are too high, too low, too far out, too central; what has none
+            ("") is left to the test of shape.
         level: below which the p-value is a deviation.
 
     """
-    rows, scores = len(u), scipy.special.ndtri(u)
-    place, square = float(scores.sum()) / rows**0.5, float((scores**2).sum())
-    tails = {
-        high: scipy.special.ndtr(-place),
-        low: scipy.special.ndtr(place),
-        outer: scipy.special.chdtrc(rows, square),
-        inner: scipy.special.chdtr(rows, square),
-    }
-    word = min(tails, key=lambda name: tails[name])
-    named, shape = 2 * float(tails[word]), ecdf.p_value(u)
-    if 3 * named >= level and shape < named:
+    tails = [(tail, word) for tail, word in zip(_tails(u), (high, low, outer, inner), strict=True) if word]
+    tests, (tail, word) = 1 + len(tails) / 2, min(tails)
+    named, shape = 2 * tail, ecdf.p_value(u)
+    if tests * named >= level and shape < named:
         word = "of the wrong shape"
-    p_value = min(1.0, 3 * min(named, shape))
+    p_value = min(1.0, tests * min(named, shape))
     return Uniformity(p_value, word if p_value < level else "calibrated")
+
+
+def _tails(u: Array) -> tuple[float, float, float, float]:
+    """Probabilities that uniform ranks are as high, as low, as far out, as central as these."""
+    scores = scipy.special.ndtri(u)
+    place, square = scores.sum() / len(u) ** 0.5, (scores**2).sum()
+    below, within = scipy.special.ndtr(place), scipy.special.chdtr(len(u), square)
+    return float(scipy.special.ndtr(-place)), float(below), float(scipy.special.chdtrc(len(u), square)), float(within)
 
 
 def calibration_error(u: Array) -> float:

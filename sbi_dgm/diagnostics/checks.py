@@ -20,7 +20,7 @@ Quantity = Callable[[Mapping[str, Array]], Any]
 
 
 class Words(NamedTuple):
-    """For ranks of the truth that are too high, too low, too far out, too central."""
+    """For ranks that are too high, too low, too far out, too central; "" where the shape says it better."""
 
     high: str
     low: str
@@ -29,7 +29,7 @@ class Words(NamedTuple):
 
 
 OF_VALUES = Words("biased low", "biased high", "overconfident", "underconfident")
-OF_REGIONS = Words("overconfident", "underconfident", "of the wrong shape", "of the wrong shape")
+OF_REGIONS = Words("overconfident", "underconfident", "", "")
 OF_DISTANCES = Words("misplaced", "misplaced", "overconfident", "underconfident")
 OF_PREDICTIONS = Words("overconfident", "less informed than x allows", "overconfident", "underconfident")
 REGIONS, ANYWHERE, PREDICTED = "regions", "points anywhere", "points predicted"
