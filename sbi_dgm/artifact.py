@@ -25,7 +25,7 @@ def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, tor
     text = json.dumps({"format": FORMAT, "format_version": VERSION, **header})
     local = {name: value.contiguous().cpu() for name, value in tensors.items()}
     with atomic(path) as temporary:
-        save_file(local, temporary, {"sbi_dgm": text, "sha256": _digest(text, local)})
+        save_file(local, temporary, {"sbi_dgm": text, "sha256": digest(text, local)})
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -43,7 +43,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise FileError(f"{path} is no readable safetensors file: {error}.") from None
     if "sbi_dgm" not in metadata:
         raise FileError(f"{path} is a safetensors file but no posterior of sbi_dgm.")
-    if metadata.get("sha256") != _digest(metadata["sbi_dgm"], tensors):
+    if metadata.get("sha256") != digest(metadata["sbi_dgm"], tensors):
         raise FileError(f"{path} is corrupted: its sha256 differs. Restore it from a copy.")
     header = json.loads(metadata["sbi_dgm"])
     if header.get("format") != FORMAT:
@@ -56,9 +56,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return header, tensors
 
 
-def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Sha256 over a header and tensors, which are on the CPU."""
+    found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        found.update(tensors[name].numpy().tobytes())
+    return found.hexdigest()

@@ -6,7 +6,7 @@ Code 3 is a training that ended at its time limit, code 1 a verdict or a loss.
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import takewhile
 from pathlib import Path
@@ -171,28 +171,47 @@ def _check_figure(path: Path, overwrite: bool) -> None:
 
 def _calibrate(a: argparse.Namespace) -> int:
     from sbi_dgm.config import of_use
+    from sbi_dgm.data.observed import read_observation
     from sbi_dgm.files import refuse_existing
     from sbi_dgm.posterior import load
     from sbi_dgm.report import calibrate
+    from sbi_dgm.simulator import find
 
     refuse_existing(Path(a.out) / "report.json", a.overwrite)
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
-    data = _opened(a, posterior.record.get("data", {}).get("layout"))
-    noise = _imported(a.noise)
-    report = calibrate(posterior, data, out=a.out, noise=noise, draws=a.draws, max_rows=a.rows, seed=a.seed)
-    print(f"{report.rows} held-out rows, {report.draws} draws each: {report.verdict}.")
-    for name, entry in {**report.parameters, "regions": report.regions, **report.points}.items():
-        print(f"  {name:<20} p = {entry['p_value']:<8.3g} {entry['finding']}")
+    layout = posterior.record.get("data", {}).get("layout")
+    report = calibrate(
+        posterior,
+        _opened(a, layout),
+        out=a.out,
+        noise=_imported(a.noise),
+        simulator=None if a.simulator is None else find(a.simulator),
+        at=None if a.at is None else read_observation(a.at, posterior.model.observables, a.row, layout),
+        draws=a.draws,
+        max_rows=a.rows,
+        seed=a.seed,
+    )
+    print("\n".join(_found(report)))
+    print(f"{a.out}/: index.html, report.json, draws.h5, figures/")
+    return 0 if report.calibrated and all(report.trusted_at) else 1
+
+
+def _found(report: Any) -> Iterator[str]:
+    """What a report says, in lines."""
+    yield f"{report.rows} held-out {report.unit}, {report.draws} draws each: {report.verdict}."
+    for name, of in report.stated.items():
+        yield f"  {name:<26} p = {of['p_value']:<8.3g} {of['finding']}"
     covered = ", ".join(f"{level}: {share:.1%}" for level, share in report.coverage.items())
-    print(f"  highest-density regions hold the truth: {covered}")
-    print(
+    yield f"  highest-density regions hold the truth: {covered}"
+    yield (
         "  errors that would have shown nine times in ten: an sd too narrow by "
         f"{report.visible['narrow']:.0%} or too wide by {report.visible['wide']:.0%}, a shift by "
         f"{report.visible['shift']:.2f} sd"
     )
-    print(f"  mean ln q of the truth: {report.log_prob['mean']:.3f} +- {report.log_prob['standard_error']:.3f}")
-    print(f"{a.out}/: report.json, ranks.png, coverage.png, distribution.png")
-    return 0 if report.calibrated else 1
+    yield f"  mean ln q of the truth: {report.log_prob['mean']:.3f} +- {report.log_prob['standard_error']:.3f}"
+    yield from (f"  {warning}" for warning in report.warnings)
+    for i, p_value in enumerate(report.local):
+        yield f"  at observation {i + 1}: p = {p_value:.3g}"
 
 
 def _benchmark(a: argparse.Namespace) -> int:

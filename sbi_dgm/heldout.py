@@ -46,7 +46,8 @@ def pairs(
     rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
     theta = gather(data.columns["theta"], rows)
     columns = [data.names.index(name) for name in posterior.names]
-    return Pairs(theta[:, columns], _observed(data, rows, theta, noise, seed))
+    x = data.x(rows)
+    return Pairs(theta[:, columns], x if noise is None else noised(x, theta, noise, seed))
 
 
 def held_out(posterior: Any, data: Simulations) -> np.ndarray:
@@ -109,13 +110,8 @@ def _require_noise(posterior: Any, noise: Noise | None) -> None:
         )
 
 
-def _observed(
-    data: Simulations, rows: np.ndarray, theta: Array, noise: Noise | None, seed: int
-) -> dict[str, np.ndarray]:
-    """The observables of the rows, with noise where there is a model of it."""
-    x = data.x(rows)
-    if noise is None:
-        return x
+def noised(x: dict[str, np.ndarray], theta: Array, noise: Noise, seed: int) -> dict[str, np.ndarray]:
+    """Observables by name with noise on them, of rows whose parameters are theta (R, P)."""
     parameters = torch.as_tensor(theta, dtype=torch.float32)
     tensors = {name: tensor(values) for name, values in x.items()}
     return {n: t.numpy() for n, t in noisy(Batch(parameters, tensors, parameters, parameters), noise, seed).x.items()}

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 
 import corner as corner_package
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sbi_dgm.univariate import Array
 
-COLOURS = ("#1b5e9b", "#d1731d", "#3c8d4f", "#8a4fa3")
+COLOURS = ("#1b5e9b", "#d1731d", "#3c8d4f", "#8a4fa3", "#b03a4b", "#2a9d9d", "#a88a1e", "#5a6b7b")
 GREY = "#6b7280"
 MASS = (0.68, 0.95)
+LEGEND = 8  # entries at most
 
 
 def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[float] | None = None) -> Figure:
@@ -62,47 +64,54 @@ def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[f
     return figure
 
 
-def rank_histograms(ranks: Array, names: Sequence[str], band: tuple[float, float], p_values: Sequence[float]) -> Figure:
+def _panels(count: int, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Panels two abreast, wide enough to be read on a small screen."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.5 * columns, height * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False, sharey=sharey)).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def rank_histograms(panels: Mapping[str, Array], band: tuple[float, float]) -> Figure:
     """Histograms of simulation-based calibration: flat where the posterior is calibrated.
 
     Args:
-        ranks: (R, D), in [0, 1].
+        panels: ranks (R,) in [0, 1] by title.
         band: counts within which a bin of a calibrated posterior lies (99 %).
-        p_values: (D,), of uniformity.
 
     """
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for i, axis in enumerate(axes):
-        if i >= len(names):
-            axis.set_axis_off()
-            continue
+    figure, axes = _panels(len(panels), 2.2)
+    for axis, (title, ranks) in zip(axes, panels.items(), strict=True):
         axis.axhspan(*band, color=GREY, alpha=0.35, lw=0, zorder=3)
-        axis.hist(ranks[:, i], bins=20, range=(0, 1), color=COLOURS[0], alpha=0.85)
-        axis.set(title=f"{names[i]}   p = {p_values[i]:.2g}", xlabel="rank of the truth", xlim=(0, 1))
-    axes[0].set_ylabel("rows")
+        axis.hist(ranks, bins=20, range=(0, 1), color=COLOURS[0], alpha=0.85)
+        axis.set(title=title, xlabel="rank of the truth", ylabel="rows", xlim=(0, 1))
     return figure
 
 
-def coverage(nominal: Array, empirical: Array, band: tuple[Array, Array], verdict: str) -> Figure:
+Band = tuple[Array, Array]  # lower and upper edge (K,)
+Curves = tuple[Mapping[str, Array], Band]  # by legend entry, and the range of calibrated ones
+
+
+def coverage(nominal: Array, panels: Mapping[str, Curves]) -> Figure:
     """Empirical against nominal coverage: on the diagonal where calibrated, below it where overconfident.
 
     Args:
-        nominal, empirical: (K,), in [0, 1].
-        band: lower and upper edge (K,) of a calibrated posterior's range (99 %).
+        nominal: (K,), in [0, 1].
+        panels: curves (K,) and their band by title.
 
     """
-    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
-    axis = figure.subplots()
-    axis.fill_between(nominal, *band, color=GREY, alpha=0.25, lw=0, label="calibrated, 99 %")
-    axis.plot([0, 1], [0, 1], color=GREY, lw=1)
-    axis.plot(nominal, empirical, color=COLOURS[0], lw=2, label="this posterior")
-    axis.set(
-        xlabel="nominal coverage", ylabel="empirical coverage", xlim=(0, 1), ylim=(0, 1), title=verdict, aspect="equal"
-    )
-    axis.legend(frameon=False, loc="upper left")
+    figure, axes = _panels(len(panels), 3.4)
+    for axis, (title, (curves, band)) in zip(axes, panels.items(), strict=True):
+        axis.fill_between(nominal, *band, color=GREY, alpha=0.25, lw=0)
+        axis.plot([0, 1], [0, 1], color=GREY, lw=1)
+        for i, (label, curve) in enumerate(curves.items()):
+            axis.plot(nominal, curve, color=COLOURS[i % len(COLOURS)], lw=1.6, label=label)
+        axis.set(xlabel="nominal", ylabel="empirical", xlim=(0, 1), ylim=(0, 1), title=title, aspect="equal")
+        if 1 < len(curves) <= LEGEND:
+            axis.legend(frameon=False, loc="upper left", fontsize=8)
     return figure
 
 
@@ -111,21 +120,70 @@ Difference = tuple[Array, Array, Array, Array]  # t, F(t) - t, and the edges of 
 
 def differences(curves: Mapping[str, Difference]) -> Figure:
     """Distribution functions of ranks less the diagonal: within the band everywhere where calibrated."""
-    columns = min(4, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
-    for axis in axes[len(curves) :]:
-        axis.set_axis_off()
-    for axis, (name, (t, difference, low, high)) in zip(axes, curves.items(), strict=False):
+    figure, axes = _panels(len(curves), 2.0, sharey=True)
+    for axis, (name, (t, difference, low, high)) in zip(axes, curves.items(), strict=True):
         axis.fill_between(t, low, high, color=GREY, alpha=0.25, lw=0)
         axis.plot(t, difference, color=COLOURS[0], lw=1.8)
         axis.axhline(0, color=GREY, lw=0.8)
-        axis.set(title=name, xlim=(0, 1))
-    for axis in axes[max(0, len(curves) - columns) : len(curves)]:
-        axis.set_xlabel("rank of the truth")
-    for axis in axes[::columns]:
-        axis.set_ylabel("rows below, less expected")
+        axis.set(title=name, xlim=(0, 1), xlabel="rank of the truth", ylabel="excess below")
+    return figure
+
+
+def binned(panels: Mapping[str, tuple[Array, Array, Array]], names: Sequence[str], nominal: float) -> Figure:
+    """Coverage in bins: as many truths within the central intervals everywhere.
+
+    Args:
+        panels: edges (K + 1,), coverage (K, D), and half the width (K,) of a calibrated one's range, by quantity.
+        names: (D,), of the parameters.
+        nominal: coverage that the intervals should have.
+
+    """
+    figure, axes = _panels(len(panels), 2.2, sharey=True)
+    for axis, (title, (edges, covered, spread)) in zip(axes, panels.items(), strict=True):
+        lower, upper = (np.append(edge, edge[-1]) for edge in (nominal - spread, nominal + spread))
+        axis.fill_between(edges, lower, upper, step="post", color=GREY, alpha=0.25, lw=0)
+        axis.axhline(nominal, color=GREY, lw=0.8)
+        for i, column in enumerate(covered.T):
+            axis.plot((edges[1:] + edges[:-1]) / 2, column, "o-", color=COLOURS[i % len(COLOURS)], ms=3, label=names[i])
+        axis.set(title=title, ylabel="coverage")
+    if len(names) <= LEGEND:
+        axes[0].legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def recovery(panels: Mapping[str, tuple[Array, Array, Array]]) -> Figure:
+    """Posterior mean and sd against the truth, each (R,), by parameter."""
+    figure, axes = _panels(len(panels), 3.2)
+    for axis, (title, (truth, mean, sd)) in zip(axes, panels.items(), strict=True):
+        axis.vlines(truth, mean - sd, mean + sd, color=COLOURS[0], alpha=0.15, lw=0.8, rasterized=True)
+        axis.plot(truth, mean, ".", color=COLOURS[0], ms=2, rasterized=True)
+        ends = [truth.min(), truth.max()]
+        axis.plot(ends, ends, color=GREY, lw=1)
+        axis.set(title=title, xlabel="truth", ylabel="posterior mean and sd")
+    return figure
+
+
+def contraction(panels: Mapping[str, tuple[Array, Array]]) -> Figure:
+    """Error in units of the posterior's sd against the contraction, each (R,), by parameter."""
+    figure, axes = _panels(len(panels), 2.2, sharey=True)
+    for axis, (title, (of_prior, z)) in zip(axes, panels.items(), strict=True):
+        axis.axhspan(-2, 2, color=GREY, alpha=0.2, lw=0)
+        axis.plot(of_prior, z, ".", color=COLOURS[0], ms=2, alpha=0.5, rasterized=True)
+        axis.axhline(0, color=GREY, lw=0.8)
+        axis.set(title=title, xlabel="contraction", ylabel="error / sd")
+    return figure
+
+
+def replications(panels: Mapping[str, tuple[Array, Array]]) -> Figure:
+    """Another observation of the truth (C,), and the 50 and 95 % range of predicted ones (S, C), by title."""
+    figure, axes = _panels(len(panels), 2.2)
+    for axis, (title, (truth, drawn)) in zip(axes, panels.items(), strict=True):
+        place = np.arange(len(truth))
+        for low, high in ((0.025, 0.975), (0.25, 0.75)):
+            below, above = np.quantile(drawn, [low, high], axis=0)
+            axis.bar(place, above - below, bottom=below, width=0.8, color=GREY, alpha=0.3, lw=0)
+        axis.plot(place, truth, "o", color=COLOURS[0], ms=3)
+        axis.set(title=title, xlabel="number of x", ylabel="x")
     return figure
 
 

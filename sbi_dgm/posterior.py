@@ -5,6 +5,7 @@ r"""The posterior: coordinates, a summary of x and a conditional density, spoken
 Draws of z are mapped back by the coordinates, so that none can leave the prior's support.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,11 @@ class Posterior:
         """Write this posterior to one `.safetensors` file, atomically; `load` reads it."""
         refuse_existing(path, overwrite)
         artifact.write(path, {**self.model.describe(), "record": self.record}, self.network.state_dict())
+
+    def fingerprint(self) -> str:
+        """Of what it is made of and its weights: posteriors of the same draws have the same."""
+        tensors = {name: values.cpu().contiguous() for name, values in self.network.state_dict().items()}
+        return artifact.digest(json.dumps(self.model.describe()), tensors)
 
     def sample(
         self, n: int, x: Observation, *, seed: int | None = None, log_prob: bool = False, progress: bool = False

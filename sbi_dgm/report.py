@@ -1,109 +1,27 @@
-"""The calibration report: held-out rows in, one verdict out, with its numbers and figures."""
+"""Calibration: held-out rows in, one verdict out, with its numbers, figures and a page for people."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from sbi_dgm import heldout
+from sbi_dgm import heldout, page
 from sbi_dgm.data.batches import Noise
+from sbi_dgm.data.observed import observed_arrays
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.diagnostics import calibration, ecdf
-from sbi_dgm.diagnostics.checks import ANYWHERE, PREDICTED, REGIONS, Check, Quantity, checks
+from sbi_dgm.diagnostics import bins, checks, predictive
+from sbi_dgm.diagnostics.bins import Binned
+from sbi_dgm.diagnostics.checks import Check, Quantity
 from sbi_dgm.diagnostics.evidence import FEW, Evidence, Judged, gathered
-from sbi_dgm.diagnostics.power import visible
+from sbi_dgm.diagnostics.findings import LEVEL, Grounds, Report, findings
+from sbi_dgm.diagnostics.information import information
+from sbi_dgm.diagnostics.local import local
 from sbi_dgm.errors import OptionError
-from sbi_dgm.files import atomic, write_json
-from sbi_dgm.priors import Prior
 from sbi_dgm.seeds import numpy_generator
-from sbi_dgm.univariate import Array
+from sbi_dgm.simulator import Simulator
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from sbi_dgm import plots
-
-LEVEL = 0.01  # probability that a calibrated posterior is accused, over all checks together
-NOMINAL = np.linspace(0, 1, 101)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What calibration found.
-
-    Attributes:
-        verdict: "calibrated", or what is wrong, in words.
-        calibrated: whether no test accuses.
-        rows, draws: how many held-out rows, and draws of each.
-        log_prob: mean ln q of the truth, its standard error, and the mean under the prior where there is one.
-        parameters: p-value and finding for each parameter.
-        quantities: the same for test quantities of the user's.
-        regions: the same for highest-density regions.
-        points: the same for distances from points anywhere, and from points predicted from x.
-        visible: errors of one parameter's posterior that so many rows would have shown nine times in ten: an sd too
-            `narrow` or too `wide` by that fraction, a `shift` by that many sd.
-        coverage: empirical coverage of the 50, 68, 90 and 95 % highest-density regions.
-        checks: the ranks that all this is made of, by name.
-
-    """
-
-    verdict: str
-    calibrated: bool
-    rows: int
-    draws: int
-    log_prob: dict[str, float]
-    parameters: dict[str, dict[str, Any]]
-    quantities: dict[str, dict[str, Any]]
-    regions: dict[str, Any]
-    points: dict[str, dict[str, Any]]
-    visible: dict[str, float]
-    coverage: dict[str, float]
-    checks: Mapping[str, Check] = field(repr=False)
-
-    @property
-    def ranks(self) -> Array:
-        """Of the truth in each parameter, (R, D)."""
-        return np.column_stack([self.checks[name].ranks for name in self.parameters])
-
-    @property
-    def credibility(self) -> Array:
-        """Of the smallest highest-density region that holds the truth, (R,)."""
-        return self.checks[REGIONS].ranks
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the ranks."""
-        return {k: v for k, v in vars(self).items() if k != "checks"}
-
-    def figures(self) -> "dict[str, Figure]":
-        """The figures by name."""
-        from sbi_dgm import plots
-
-        empirical = (self.credibility[:, None] <= NOMINAL).mean(0)
-        p_values = [entry["p_value"] for entry in self.parameters.values()]
-        band = calibration.coverage_band(NOMINAL, self.rows)
-        return {
-            "ranks": plots.rank_histograms(
-                self.ranks, list(self.parameters), calibration.bin_band(self.rows), p_values
-            ),
-            "coverage": plots.coverage(NOMINAL, empirical, band, f"regions: {self.regions['finding']}"),
-            "distribution": plots.differences({name: self._difference(check) for name, check in self.checks.items()}),
-        }
-
-    def _difference(self, check: Check) -> "plots.Difference":
-        """Of the ranks' distribution function from the diagonal, and the band that all checks together keep."""
-        rows = len(check.ranks)
-        t = np.arange(1, ecdf.POINTS) / ecdf.POINTS
-        low, high = ecdf.band(rows, LEVEL / len(self.checks))
-        return t, ecdf.counts(check.ranks) / rows - t, low / rows - t, high / rows - t
-
-    def save(self, folder: str | Path) -> None:
-        """Write report.json, ranks.png, coverage.png and distribution.png."""
-        write_json(Path(folder) / "report.json", self.to_json())
-        for name, figure in self.figures().items():
-            with atomic(Path(folder) / f"{name}.png") as temporary:
-                figure.savefig(temporary, format="png", dpi=130)
+__all__ = ["LEVEL", "Report", "calibrate"]
 
 
 def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a meaning)
@@ -113,6 +31,8 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     out: str | Path | None = None,
     test_quantities: Mapping[str, Quantity] | None = None,
     noise: Noise | None = None,
+    simulator: Simulator | None = None,
+    at: Any = None,
     draws: int = 1000,
     max_rows: int = 1000,
     seed: int = 0,
@@ -128,18 +48,22 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     Args:
         posterior: anything with `names`, `sample` and `log_prob`.
         data: simulations.
-        out: folder for report.json and figures.
+        out: folder for index.html, report.json, figures and draws.h5, whose draws are taken again where the posterior,
+            the rows and the seed are the same.
         test_quantities: functions of the parameters by name that are judged like a parameter, such as
             {"S8": lambda t: t["sigma_8"] * (t["omega_m"] / 0.3) ** 0.5}.
         noise: the model of noise that the posterior was trained with.
+        simulator: for predictive checks: it is run 21 times for each of at most 200 rows.
+        at: observations, as in `sample`, at which the posterior is tested by itself (the local classifier test);
+            `Report.local` has its p-values, which are no part of the verdict.
         draws: of each row. Regions need ln q of draws; where that solves an equation (diffusion, flow matching), they
             are judged by 20 others, drawn with it.
         max_rows: at most so many rows are judged, chosen by the seed.
         seed: of draws and choice.
-        progress: show a progress bar.
+        progress: show progress bars.
 
     Raises:
-        DataError: fewer than 50 held-out rows.
+        DataError: fewer than 50 held-out rows; a simulator that fails.
         ExternalError: the posterior was trained with another model of noise.
 
     Example::
@@ -150,36 +74,37 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     """
     if draws < FEW:
         raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
-    rng = numpy_generator(seed)
-    theta, x = heldout.pairs(posterior, data, noise, max_rows, rng, seed)
-    evidence = gathered(posterior, theta, x, draws, rng, progress)
-    report = _report(evidence, checks(evidence, test_quantities or {}, rng), getattr(posterior, "prior", None))
-    if out is not None:
-        report.save(out)
+    folder = None if out is None else Path(out)
+    asked = None if at is None else observed_arrays(at, data.observables, _dtypes(data))[0]
+    theta, x = heldout.pairs(posterior, data, noise, max_rows, numpy_generator(seed), seed)
+    kept = None if folder is None else folder / "draws.h5"
+    evidence = gathered(posterior, theta, x, draws, seed, path=kept, progress=progress)
+    rng = numpy_generator(seed, 1)
+    found = checks.checks(evidence, test_quantities or {}, rng)
+    predicted = None if simulator is None else predictive.predicted(evidence, simulator, noise, rng)
+    if predicted is not None:
+        found |= checks.of_replications(predicted.components, rng)
+    grounds = Grounds(
+        evidence,
+        found,
+        _binned(evidence, found),
+        information(evidence),
+        predicted,
+        None if asked is None else local(evidence, posterior, asked, rng),
+    )
+    unit = "groups" if "group" in data.columns else "rows"
+    report = findings(grounds, getattr(posterior, "prior", None), unit)
+    if folder is not None:
+        page.write(report, folder, progress=progress)
     return report
 
 
-def _report(evidence: Evidence, found: Mapping[str, Check], prior: Prior | None) -> Report:
-    level, rows = LEVEL / len(found), len(evidence.theta)
-    tests = {name: check.test(level) for name, check in found.items()}
-    wrong = {name: test.shape for name, test in tests.items() if test.shape != "calibrated"}
-    accused = [f"{name} {wrong[name]}" for name in sorted(wrong, key=lambda name: name != REGIONS)]
-    stated = {name: {"p_value": test.p_value, "finding": test.shape} for name, test in tests.items()}
-    points = {name: stated.pop(name) for name in (ANYWHERE, PREDICTED)}
-    credibility, regions = found[REGIONS].ranks, stated.pop(REGIONS)
-    log_prob = {"mean": float(evidence.log_prob.mean()), "standard_error": float(evidence.log_prob.std() / rows**0.5)}
-    under_prior = {} if prior is None else {"prior": float(prior.log_prob(evidence.theta).mean())}
-    return Report(
-        verdict="; ".join(accused) or "calibrated",
-        calibrated=not accused,
-        rows=rows,
-        draws=evidence.draws.shape[1],
-        log_prob=log_prob | under_prior,
-        parameters={name: stated.pop(name) for name in evidence.names},
-        quantities=stated,
-        regions=regions,
-        points=points,
-        visible=visible(rows, level / 3)._asdict(),
-        coverage={f"{p:.0%}": float((credibility <= p).mean()) for p in (0.5, 0.68, 0.9, 0.95)},
-        checks=found,
-    )
+def _dtypes(data: Simulations) -> dict[str, str]:
+    return {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
+
+
+def _binned(evidence: Evidence, found: Mapping[str, Check]) -> dict[str, Binned]:
+    """Ranks of the parameters in bins of what x tells."""
+    ranks = np.column_stack([found[name].ranks for name in evidence.names])
+    each = {name: bins.binned(ranks, quantity) for name, quantity in bins.quantities(evidence).items()}
+    return {name: one for name, one in each.items() if one is not None}

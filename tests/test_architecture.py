@@ -32,8 +32,9 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     "samples artifact refinement model posterior likelihood",
     "checkpoints optimiser loop tensorboard preparation weights job ensemble recipe training",
     (
-        "diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"
-        " diagnostics.checks diagnostics.c2st diagnostics.c2st_batched diagnostics.distances heldout report"
+        "heldout diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"
+        " diagnostics.checks diagnostics.c2st diagnostics.c2st_batched diagnostics.distances diagnostics.bins"
+        " diagnostics.information diagnostics.predictive diagnostics.local diagnostics.findings sections page report"
         " benchmark.tasks benchmark.methods benchmark.scores benchmark.cells benchmark.suite benchmark.page"
         " benchmark.table benchmark.runner benchmark.gate"
     ),

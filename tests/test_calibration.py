@@ -1,7 +1,5 @@
 """Calibration: the exact posterior passes; a narrow, wide or shifted one is called what it is."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy.special import ndtr
@@ -134,7 +132,10 @@ def test_the_parameter_that_is_wrong_is_named_and_no_other():
 def test_the_prior_is_seen_where_x_tells_more_and_its_log_prob_says_how_much():
     """Its ranks and regions cannot tell: it is the posterior of an observation that tells nothing."""
     report, exact = judge(Ignorant()), judge(Gaussian())
-    assert report.verdict == "points predicted less informed than x allows"
+    assert report.verdict.startswith("points predicted less informed than x allows; ")
+    assert findings(report) == {report.regions["finding"]} == {"calibrated"}
+    assert report.bins["quantity"].startswith("component"), "its means are the same everywhere"
+    assert report.bins["finding"].startswith("biased")
     gain = exact.log_prob["mean"] - report.log_prob["mean"]
     error = 4 * np.hypot(exact.log_prob["standard_error"], report.log_prob["standard_error"])
     assert abs(gain - 5 * np.log(2)) < error, "ten parameters, each with half the prior's variance"
@@ -301,12 +302,9 @@ def test_blocks_do_not_change_what_is_judged(monkeypatch):
     check_exact(judge(Gaussian()))
 
 
-def test_the_report_is_written_as_numbers_and_figures(tmp_path):
-    report = judge(Gaussian(width=0.7), max_rows=60, draws=50, out=tmp_path / "report")
-    written = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert written == json.loads(json.dumps(report.to_json()))
-    assert written["verdict"] == report.verdict != "calibrated"
-    assert written["rows"] == 60
-    assert set(written["parameters"]) == set(TASK.prior.names)
-    for name in ("ranks", "coverage", "distribution"):
-        assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+def test_p_values_are_corrected_for_the_number_of_checks():
+    """Of one parameter: ten parameters, regions, two kinds of points and the bins are 14 checks."""
+    report = judge(Gaussian())
+    assert report.tests == 14
+    alone = report.grounds.checks["theta_1"].test(LEVEL).p_value
+    assert report.parameters["theta_1"]["p_value"] == pytest.approx(min(1.0, 14 * alone))

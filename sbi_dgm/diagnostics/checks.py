@@ -32,7 +32,9 @@ OF_VALUES = Words("biased low", "biased high", "overconfident", "underconfident"
 OF_REGIONS = Words("overconfident", "underconfident", "", "")
 OF_DISTANCES = Words("misplaced", "misplaced", "overconfident", "underconfident")
 OF_PREDICTIONS = Words("overconfident", "less informed than x allows", "overconfident", "underconfident")
+OF_REPLICATIONS = Words("predicted too low", "predicted too high", "predicted too narrowly", "predicted too broadly")
 REGIONS, ANYWHERE, PREDICTED = "regions", "points anywhere", "points predicted"
+REPLICATED = "replication, component {}"
 
 
 class Check(NamedTuple):
@@ -81,8 +83,7 @@ def _values(name: str, function: Quantity, theta: Mapping[str, Array]) -> Array:
 def _points(evidence: Evidence, rng: np.random.Generator) -> dict[str, Check]:
     """Distances from points anywhere, of all rows, and from predictions, of rows in an order of `rng`."""
     order = rng.permutation(len(evidence.theta))
-    flat = np.concatenate([values.reshape(len(order), -1) for values in evidence.x.values()], axis=1)
-    predicted, later = tarp.predictions(tarp.features(flat)[order], evidence.theta[order])
+    predicted, later = tarp.predictions(tarp.features(evidence.flat)[order], evidence.theta[order])
     anywhere = tarp.anywhere(evidence.draws, rng)
     return {
         ANYWHERE: _distant(evidence, np.arange(len(order)), anywhere, OF_DISTANCES, rng),
@@ -95,3 +96,9 @@ def _distant(evidence: Evidence, rows: np.ndarray, point: Array, words: Words, r
     scale = evidence.theta.std(0)
     truth = tarp.distances(evidence.theta[rows], point, scale)
     return _ranked(truth, tarp.distances(evidence.draws[rows], point, scale), words, rng)
+
+
+def of_replications(components: Array, rng: np.random.Generator) -> dict[str, Check]:
+    """Components (R', 1 + S', k) of replicated observations: that of the truth comes first."""
+    u = ranks(components[:, 0], components[:, 1:], rng)
+    return {REPLICATED.format(k + 1): Check(column, OF_REPLICATIONS) for k, column in enumerate(u.T)}

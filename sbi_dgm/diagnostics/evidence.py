@@ -1,11 +1,21 @@
-"""What a posterior is judged by: one set of draws at held-out observations, from which everything else follows."""
+"""What a posterior is judged by: one set of draws at held-out observations, from which everything else follows.
 
+Draws are kept in a file with the fingerprint of all that decides them (weights, rows, numbers, seed), and taken from
+there where it is the same.
+"""
+
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import h5py
 import numpy as np
 from tqdm import tqdm
 
+from sbi_dgm.errors import FileError
+from sbi_dgm.files import atomic
+from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array
 
 BLOCK_DRAWS = 2**17  # of a step of the progress bar
@@ -29,6 +39,21 @@ class Judged(Protocol):
         ...
 
 
+class Drawn(NamedTuple):
+    """Draws at R observations.
+
+    Attributes:
+        draws: (R, S, D).
+        log_prob: (R,), ln q of the truths.
+        drawn_log_prob: (R, S'), ln q of draws: of all, or, where a density solves an equation, of `FEW` others.
+
+    """
+
+    draws: Array
+    log_prob: Array
+    drawn_log_prob: Array
+
+
 class Evidence(NamedTuple):
     """R truths, their observations, and draws of q(theta | x) at each.
 
@@ -36,9 +61,8 @@ class Evidence(NamedTuple):
         names: of the parameters.
         theta: (R, D), the truths.
         x: observables by name (R, ...).
-        draws: (R, S, D).
-        log_prob: (R,), ln q of the truths.
-        drawn_log_prob: (R, S'), ln q of draws: of all, or, where a density solves an equation, of `FEW` others.
+        draws, log_prob, drawn_log_prob: those of `Drawn`.
+        bounds: (2, D), the edges of the prior, or None where they are not known.
 
     """
 
@@ -48,10 +72,16 @@ class Evidence(NamedTuple):
     draws: Array
     log_prob: Array
     drawn_log_prob: Array
+    bounds: Array | None = None
 
     def columns(self, values: Array) -> dict[str, Array]:
         """Values (..., D) of parameters by name."""
         return dict(zip(self.names, np.moveaxis(values, -1, 0), strict=True))
+
+    @property
+    def flat(self) -> Array:
+        """All numbers of x, (R, C)."""
+        return np.concatenate([values.reshape(len(values), -1) for values in self.x.values()], axis=1)
 
 
 def gathered(
@@ -59,12 +89,39 @@ def gathered(
     theta: Array,
     x: Mapping[str, np.ndarray],
     draws: int,
-    rng: np.random.Generator,
+    seed: int,
+    *,
+    path: Path | None = None,
     progress: bool = False,
 ) -> Evidence:
-    """Draw `draws` times at each of the observations (R, ...) of truths (R, D)."""
+    """Draws of the posterior at the observations (R, ...) of truths (R, D), or those in the file at `path`.
+
+    Args:
+        posterior: to be judged.
+        theta: (R, D).
+        x: by observable's name (R, ...).
+        draws: of each observation.
+        seed: of the draws.
+        path: where they are kept, and taken from if they are those.
+        progress: show a bar.
+
+    """
+    key = fingerprint(posterior, theta, x, draws, seed)
+    drawn = None if path is None else _kept(path, key)
+    if drawn is None:
+        drawn = _drawn(posterior, theta, x, draws, seed, progress)
+        if path is not None:
+            _keep(path, drawn, key)
+    prior = getattr(posterior, "prior", None)
+    bounds = None if prior is None else np.stack([prior.coordinates.low, prior.coordinates.high])
+    return Evidence(list(posterior.names), theta, x, *drawn, bounds)
+
+
+def _drawn(
+    posterior: Judged, theta: Array, x: Mapping[str, np.ndarray], draws: int, seed: int, progress: bool
+) -> Drawn:
     densities = draws if getattr(posterior, "density", "exact") == "exact" else FEW
-    step, parts = max(1, BLOCK_DRAWS // draws), []
+    rng, step, parts = numpy_generator(seed), max(1, BLOCK_DRAWS // draws), []
     with tqdm(total=len(theta), unit="row", desc="calibrating", disable=not progress) as bar:
         for first in range(0, len(theta), step):
             rows = slice(first, first + step)
@@ -73,4 +130,33 @@ def gathered(
             samples = dense if densities >= draws else posterior.sample(draws, seen, seed=int(rng.integers(2**62)))
             parts.append((samples.array, posterior.log_prob(theta[rows], seen), dense.log_prob))
             bar.update(len(theta[rows]))
-    return Evidence(list(posterior.names), theta, x, *map(np.concatenate, zip(*parts, strict=True)))
+    return Drawn(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def fingerprint(posterior: Judged, theta: Array, x: Mapping[str, np.ndarray], draws: int, seed: int) -> str | None:
+    """Of all that decides the draws; None for a posterior that has no fingerprint of its own."""
+    own = getattr(posterior, "fingerprint", None)
+    if own is None:
+        return None
+    digest = hashlib.sha256(f"{own()} {draws} {seed}".encode())
+    for values in (theta, *x.values()):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _keep(path: Path, drawn: Drawn, key: str | None) -> None:
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["fingerprint"] = key or ""
+        for name, values in drawn._asdict().items():
+            file.create_dataset(name, data=values, fletcher32=True, chunks=True)
+
+
+def _kept(path: Path, key: str | None) -> Drawn | None:
+    if key is None or not path.exists():
+        return None
+    try:
+        with h5py.File(path, "r") as file:
+            found = [np.asarray(file[name]) for name in Drawn._fields] if file.attrs["fingerprint"] == key else None
+            return None if found is None else Drawn(*found)
+    except (OSError, KeyError) as error:
+        raise FileError(f"{path} holds no draws that can be read ({error}): remove it.") from None

@@ -1,0 +1,80 @@
+r"""Predictive checks: is the next observation like those that the posterior predicts?
+
+Of the x that a posterior was conditioned on, its own predictions know too much. A *replication* x' ~ p(x' | theta*) of
+the same truth, and x^s ~ p(x' | theta^s) with theta^s ~ q(theta | x), are exchangeable given x if q is the posterior,
+so that any number made of x' ranks uniformly among the same of the x^s. Unlike ranks of parameters this judges the
+posterior where it matters to data: what is wrong in it and changes no prediction is passed over.
+
+The numbers are the leading principal components of all simulated x, scaled alike (`sbi_dgm.diagnostics.tarp.features`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sbi_dgm.data.batches import Noise
+from sbi_dgm.diagnostics import tarp
+from sbi_dgm.diagnostics.bins import principal
+from sbi_dgm.diagnostics.evidence import Evidence
+from sbi_dgm.errors import DataError, OptionError
+from sbi_dgm.heldout import noised
+from sbi_dgm.simulator import Simulator, fitted
+from sbi_dgm.univariate import Array
+
+ROWS, REPLICATIONS = 200, 20
+
+
+class Predicted(NamedTuple):
+    """Replications of R' rows: x' of the truth first, then those of the draws.
+
+    Attributes:
+        rows: (R',), their numbers.
+        x: (R', 1 + S', C), all numbers of x side by side.
+        components: (R', 1 + S', k), the principal ones.
+
+    """
+
+    rows: np.ndarray
+    x: Array
+    components: Array
+
+
+def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng: np.random.Generator) -> Predicted:
+    """Replications of at most `ROWS` rows, by one simulation of the truth and `REPLICATIONS` of draws.
+
+    Raises:
+        OptionError: the simulator has other parameters.
+        DataError: it failed, or gave numbers that are not finite.
+
+    """
+    order = _columns(evidence.names, simulator)
+    rows = np.sort(rng.permutation(len(evidence.theta))[:ROWS])
+    theta = np.concatenate([evidence.theta[rows, None], evidence.draws[rows, :REPLICATIONS]], axis=1)[..., order]
+    flat = theta.reshape(-1, theta.shape[-1])
+    x = fitted(simulator.observables, simulator(flat, rng), len(flat))
+    if noise is not None:
+        x = noised(x, flat, noise, int(rng.integers(2**62)))
+    numbers = np.concatenate([values.reshape(len(flat), -1) for values in x.values()], axis=1).astype(np.float64)
+    _require_finite(numbers, flat, simulator)
+    components = principal(tarp.features(numbers))
+    return Predicted(rows, numbers.reshape(*theta.shape[:2], -1), components.reshape(*theta.shape[:2], -1))
+
+
+def _columns(names: Sequence[str], simulator: Simulator) -> list[int]:
+    """Where the simulator's parameters stand among the posterior's."""
+    if set(names) != set(simulator.prior.names):
+        raise OptionError(
+            f"predictive checks simulate at draws of {', '.join(names)}, and {simulator.name} has the parameters "
+            f"{', '.join(simulator.prior.names)}: they need a posterior of all of them."
+        )
+    return [list(names).index(name) for name in simulator.prior.names]
+
+
+def _require_finite(numbers: Array, theta: Array, simulator: Simulator) -> None:
+    bad = np.flatnonzero(~np.isfinite(numbers).all(1))
+    if len(bad):
+        raise DataError(
+            f"{simulator.name} failed at {len(bad)} of {len(numbers)} draws of the posterior, first at "
+            f"{np.array2string(theta[bad[0]], precision=4)}: predictive checks need all of them; leave out simulator."
+        )
