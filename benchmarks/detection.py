@@ -1,22 +1,23 @@
 """How often each check of `sbi_dgm.calibrate` accuses exact posteriors, and posteriors that are wrong in a known way.
 
-    python benchmarks/detection.py [--tasks two_moons] [--rows 200,1000] [--faults exact,prior] [--repetitions 100]
+    python benchmarks/detection.py [--tasks two_moons] [--repetitions 100]
     python benchmarks/detection.py --table
 
 Posteriors are the tasks' own exact draws, with one thing wrong: `narrow` and `wide` by 10 % about their mean, `shifted`
 by 0.2 of their sd in all parameters, the `prior` itself, a `dropped` mode (two_moons) or component (gaussian_mixture),
 correlations removed (`shuffled`: every parameter's draws in an order of their own, ln q by kernel estimates of the
-marginals). Each repetition has fresh rows with 200 draws each. `exact` has 200 repetitions. Where sbi is installed, its
-checks see the same ranks and draws: Kolmogorov and Smirnov's test of each parameter's ranks (the smallest p-value
-times the number of parameters) and that of its expected coverage with random points. All at the level 0.01.
+marginals). Each repetition has 1,000 fresh rows with 200 draws each, of which the first 50, 100, 200, 500 and all are
+judged; all faults are made of the same draws. `exact` has 200 repetitions. Where sbi is installed, its checks see the
+same ranks and draws: Kolmogorov and Smirnov's test of each parameter's ranks (the smallest p-value times the number of
+parameters) and that of its expected coverage with random points. All at the level 0.01.
 
-Results go to `benchmarks/results/detection.json`, cell by cell; the same command goes on where it was stopped.
+Results go to `benchmarks/results/detection.json`, repetition by repetition; the same command goes on where it was
+stopped.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ import scipy
 from tqdm import tqdm
 
 from sbi_dgm.benchmark.tasks import task_named
-from sbi_dgm.diagnostics.calibration import ranks
+from sbi_dgm.diagnostics.bins import binned, quantities, worst
 from sbi_dgm.diagnostics.checks import checks
 from sbi_dgm.diagnostics.evidence import Evidence
+from sbi_dgm.files import write_json
 from sbi_dgm.report import LEVEL
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 TASKS = ("gaussian_linear", "gaussian_linear_uniform", "gaussian_mixture", "two_moons")
-ROWS, DRAWS, MOMENTS = (50, 100, 200, 500, 1000), 200, 500
+ROWS, DRAWS, MOMENTS, EXACT = (50, 100, 200, 500, 1000), 200, 500, 200
 Density = Callable[[np.ndarray], np.ndarray]
 
 
@@ -42,6 +44,7 @@ class Row:
     def __init__(self, task: Any, x: np.ndarray, rng: np.random.Generator) -> None:
         self.task, self.x, self.rng = task, x, rng
         self.draws = task.reference_posterior(x, DRAWS, rng)
+        self.others = task.reference_posterior(x, MOMENTS, rng)
 
     def log_prob(self, theta: np.ndarray) -> np.ndarray:
         """Of the exact posterior."""
@@ -49,8 +52,7 @@ class Row:
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sd of the exact posterior, by draws of their own."""
-        others = self.task.reference_posterior(self.x, MOMENTS, self.rng)
-        return others.mean(0), others.std(0)
+        return self.others.mean(0), self.others.std(0)
 
 
 def exact(row: Row) -> tuple[np.ndarray, Density]:
@@ -109,37 +111,55 @@ FAULTS: dict[str, Callable[[Row], tuple[np.ndarray, Density]]] = {
 OF_TWO = ("dropped", "shuffled")  # of tasks whose posterior has modes or correlations: the last two
 
 
-def evidence(task: Any, fault: str, rows: int, seed: int) -> Evidence:
-    """Fresh pairs of a task, and what a posterior with that fault says of them."""
-    rng = np.random.default_rng([seed, rows, sum(map(ord, task.name + fault))])
-    theta = task.prior.draw(rows, rng)
+def evidence(task: Any, seed: int, faults: list[str]) -> Iterator[tuple[str, Evidence]]:
+    """Fresh pairs of a task, and what posteriors with those faults say of them."""
+    rng = np.random.default_rng([seed, sum(map(ord, task.name))])
+    theta = task.prior.draw(ROWS[-1], rng)
     x = np.asarray(task(theta, rng))
-    draws, truths, others = [], [], []
-    for truth, one in zip(theta, x, strict=True):
-        drawn, log_prob = FAULTS[fault](Row(task, one, rng))
-        draws.append(drawn)
-        truths.append(float(np.squeeze(np.maximum(log_prob(truth[None]), -1e9))))
-        others.append(np.maximum(log_prob(drawn), -1e9))
-    return Evidence(list(task.prior.names), theta, {"x": x}, np.stack(draws), np.array(truths), np.stack(others))
+    rows = [Row(task, one, rng) for one in x]
+    for fault in faults:
+        said = [FAULTS[fault](row) for row in rows]
+        truths = [float(np.squeeze(log_prob(truth[None]))) for truth, (_, log_prob) in zip(theta, said, strict=True)]
+        own = np.stack([log_prob(draws) for draws, log_prob in said])
+        draws = np.stack([draws for draws, _ in said])
+        yield (
+            fault,
+            Evidence(list(task.prior.names), theta, {"x": x}, draws, np.maximum(truths, -1e9), np.maximum(own, -1e9)),
+        )
+
+
+def first(found: Evidence, rows: int) -> Evidence:
+    """Those of so many rows."""
+    return found._replace(
+        theta=found.theta[:rows],
+        x={"x": found.x["x"][:rows]},
+        draws=found.draws[:rows],
+        log_prob=found.log_prob[:rows],
+        drawn_log_prob=found.drawn_log_prob[:rows],
+    )
 
 
 def accusing(found: Evidence, seed: int) -> dict[str, bool]:
     """Which checks accuse; "any" is the verdict, by the corrected level."""
-    tests = {name: check.test(1.0).p_value for name, check in checks(found, {}, np.random.default_rng(seed)).items()}
+    ranked = checks(found, {}, np.random.default_rng(seed))
+    tests = {name: check.test(1.0).p_value for name, check in ranked.items()}
+    u = np.column_stack([ranked[name].ranks for name in found.names])
+    parts = {name: binned(u, quantity) for name, quantity in quantities(found).items()}
+    somewhere = worst({name: one for name, one in parts.items() if one is not None})
+    tests |= {"bins": 1.0 if somewhere is None else somewhere.p_value}
     level, own = LEVEL / len(tests), set(found.names)
     kinds = {"parameters": min(tests[name] for name in own) < level}
     kinds |= {name: p < level for name, p in tests.items() if name not in own}
-    return {"any": any(kinds.values())} | kinds | sbis(found, seed)
+    return {"any": any(kinds.values())} | kinds | sbis(found, u, seed)
 
 
-def sbis(found: Evidence, seed: int) -> dict[str, bool]:
+def sbis(found: Evidence, u: np.ndarray, seed: int) -> dict[str, bool]:
     """sbi's checks, where it is installed."""
     try:
         import torch
         from sbi.diagnostics.tarp import _run_tarp, check_tarp, get_tarp_references
     except ImportError:
         return {}
-    u = ranks(found.theta, found.draws, np.random.default_rng(seed))
     smallest = min(float(scipy.stats.kstest(column, "uniform").pvalue) for column in u.T)
     torch.manual_seed(seed)
     theta, draws = torch.as_tensor(found.theta), torch.as_tensor(found.draws).transpose(0, 1)
@@ -148,15 +168,13 @@ def sbis(found: Evidence, seed: int) -> dict[str, bool]:
     return {"sbi ranks": smallest * u.shape[1] < LEVEL, "sbi tarp": float(tarp) < LEVEL}
 
 
-def cells(tasks: list[str], faults: list[str], rows: list[int]) -> Iterator[tuple[str, str, int]]:
+def faults_of(task: str) -> list[str]:
     """Those that make sense."""
-    for task, fault, count in product(tasks, faults, rows):
-        if fault not in OF_TWO or task in TASKS[2:]:
-            yield task, fault, count
+    return [fault for fault in FAULTS if fault not in OF_TWO or task in TASKS[2:]]
 
 
-def results() -> dict[str, Any]:
-    """What has been measured so far."""
+def results() -> dict[str, dict[str, Any]]:
+    """Repetitions and accusations by "task; fault; rows"."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
@@ -165,37 +183,42 @@ def table() -> str:
     stored = results()
     kinds = list(dict.fromkeys(kind for entry in stored.values() for kind in entry["accused"]))
     lines = [f"| posterior | task | rows | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
-    for key, entry in stored.items():
+    order = sorted(stored, key=lambda key: (list(FAULTS).index(key.split("; ")[1]), TASKS.index(key.split("; ")[0])))
+    for key in order:
         task, fault, rows = key.split("; ")
-        shares = [entry["accused"].get(kind) for kind in kinds]
-        texts = ["" if share is None else f"{share:.2f}" for share in shares]
+        shares = [stored[key]["accused"].get(kind) for kind in kinds]
+        digits = 3 if fault == "exact" else 2
+        texts = ["" if n is None else f"{n / stored[key]['repetitions']:.{digits}f}" for n in shares]
         lines.append(f"| {fault} | {task} | {rows} | {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def repeat(task: str, seed: int, faults: list[str]) -> None:
+    """One repetition, added to the results."""
+    stored = results()
+    for fault, found in evidence(task_named(task), seed, faults):
+        for rows in ROWS:
+            entry = stored.setdefault(f"{task}; {fault}; {rows}", {"repetitions": 0, "accused": {}})
+            entry["repetitions"] += 1
+            for kind, accuses in accusing(first(found, rows), seed).items():
+                entry["accused"][kind] = entry["accused"].get(kind, 0) + bool(accuses)
+    write_json(RESULTS, stored)
 
 
 def main() -> None:
     """Measure what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--faults", default=",".join(FAULTS))
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--table", action="store_true")
     a = parser.parse_args()
     if a.table:
         print(table())
         return
-    for task, fault, rows in cells(a.tasks.split(","), a.faults.split(","), [int(n) for n in a.rows.split(",")]):
-        key = f"{task}; {fault}; {rows}"
-        if key in results():
-            continue
-        count = max(a.repetitions, 200) if fault == "exact" else a.repetitions
-        seeds = tqdm(range(count), desc=key)
-        found = [accusing(evidence(task_named(task), fault, rows, seed), seed) for seed in seeds]
-        shares = {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
-        entry = {"repetitions": count, "accused": shares}
-        RESULTS.write_text(json.dumps(results() | {key: entry}, indent=1) + "\n")
-        print(key, json.dumps(entry), flush=True)
+    for task in a.tasks.split(","):
+        done = results().get(f"{task}; exact; {ROWS[-1]}", {"repetitions": 0})["repetitions"]
+        for seed in tqdm(range(done, max(a.repetitions, EXACT)), desc=task, initial=done, total=EXACT):
+            repeat(task, seed, faults_of(task) if seed < a.repetitions else ["exact"])
 
 
 if __name__ == "__main__":

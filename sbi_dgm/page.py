@@ -31,11 +31,10 @@ def write(report: Report, folder: Path, *, progress: bool = False) -> None:
 
 
 def _drawn(path: Path, figure: "Figure") -> bytes:
-    """Write a figure in all formats, laid out once; the bytes of the first."""
+    """Write a figure in all formats; the bytes of the first."""
     for suffix in FORMATS:
         with atomic(path.with_suffix(f".{suffix}")) as temporary:
             figure.savefig(temporary, format=suffix, dpi=130)
-        figure.set_layout_engine("none")
     return path.with_suffix(f".{FORMATS[0]}").read_bytes()
 
 

@@ -86,7 +86,7 @@ def ranks(report: Report) -> Section:
 
 def distribution(report: Report) -> Section:
     """Distribution functions of all ranks."""
-    band = {len(check.ranks): _band(len(check.ranks), report) for check in report.grounds.checks.values()}
+    band = {rows: _band(rows, report) for rows in {len(check.ranks) for check in report.grounds.checks.values()}}
 
     def draw() -> "Figure":
         from sbi_dgm import plots
@@ -248,15 +248,15 @@ def recovery(report: Report) -> Section:
 
         return plots.recovery(dict(zip(names, zip(*columns, strict=True), strict=True)))
 
-    best = max(names, key=lambda name: report.learned[name]["recovery"])
-    worst = min(names, key=lambda name: report.learned[name]["recovery"])
+    followed = {name: round(of["recovery"], 2) + 0.0 for name, of in report.learned.items()}
+    best, worst = max(names, key=lambda name: followed[name]), min(names, key=lambda name: followed[name])
     return Section(
         "recovery",
         "Are parameters recovered?",
         "Mean and sd of the posterior against the truth.",
         "Where x determines a parameter, a narrow diagonal; where it does not, a flat band: that is no error.",
-        f"Means follow the truth of {best} best (correlation {report.learned[best]['recovery']:.2f})"
-        + (f", that of {worst} least ({report.learned[worst]['recovery']:.2f})." if worst != best else "."),
+        f"Means follow the truth of {best} best (correlation {followed[best]:.2f})"
+        + (f", that of {worst} least ({followed[worst]:.2f})." if worst != best else "."),
         draw,
     )
 

@@ -80,7 +80,24 @@ def test_calibrate_reports_and_its_exit_code_is_the_verdict(job):
     assert (report["verdict"] == "calibrated") is report["calibrated"]
     assert (report["rows"], report["draws"]) == (120, 50)
     assert set(report["parameters"]) == {f"theta_{i}" for i in range(1, 11)}
-    assert {p.suffix for p in (folder / "report").iterdir()} == {".json", ".png"}
+    written = {p.name for p in (folder / "report").iterdir()}
+    assert written == {"index.html", "report.json", "draws.h5", "figures"}
+
+
+def test_calibrate_simulates_again_and_looks_at_an_observation(job, capsys):
+    folder = job[0]
+    asked = ["--simulator", "gaussian_linear", "--at", folder / "x.txt", "--draws", 50, "--overwrite"]
+    code = command(
+        "calibrate", folder / "run" / "posterior.safetensors", folder / "fresh.h5", "-o", folder / "again", *asked
+    )
+    report = json.loads((folder / "again" / "report.json").read_text())
+    assert set(report["predictions"]) == {f"replication, component {k}" for k in (1, 2, 3)}
+    assert len(report["local"]) == 1
+    passed = report["calibrated"] and report["local"][0] >= report["level"]
+    assert code == (0 if passed else 1)
+    told = capsys.readouterr().out
+    assert "replication, component 1" in told
+    assert "at observation 1: p = " in told
 
 
 def test_calibrate_on_the_training_file_and_its_extension_uses_held_out_rows_only(job, tmp_path, capsys):

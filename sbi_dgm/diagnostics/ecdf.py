@@ -1,12 +1,12 @@
 r"""Simultaneous bands of an empirical distribution function, and the p-value of leaving them.
 
-Of R numbers u ~ U(0, 1) let N_k be how many lie below t_k = k / K, k = 1, ..., K - 1. Each N_k is binomial; from one to
-the next it is a Markov chain,
+Of R numbers u ~ U(0, 1) let N_k be how many lie below t_k = k / K, k = 1, ..., K - 1. Each N_k is binomial, and all of
+them are the counts of a Poisson process that had R events in the end,
 
-.. math::  N_{k+1} - N_k \,|\, N_k \sim \mathrm{Binomial}\Big(R - N_k, \frac{t_{k+1} - t_k}{1 - t_k}\Big),
+.. math::  N_{k+1} - N_k \sim \mathrm{Poisson}(R / K) \quad \text{given} \quad N_K = R,
 
-so that the probability of staying within given bounds at all points is a product of K matrices (Moscovich and Nadler
-2017, arXiv:1503.04363). A band whose points all have the same level gamma, the largest for which that probability is
+so that the probability of staying within given bounds at all points takes K convolutions (Moscovich and Nadler 2017,
+arXiv:1503.04363). A band whose points all have the same level gamma, the largest for which that probability is
 the one asked for, sees deviations in the tails as well as in the middle (Saeilynoja, Buerkner and Vehtari 2022,
 arXiv:2103.10522, where gamma is found by the same recursion).
 """
@@ -70,18 +70,16 @@ def _pointwise(rows: int, gamma: float, points: int) -> tuple[Counts, Counts]:
 
 def leaving(low: Counts, high: Counts, rows: int) -> float:
     """The probability that N_k of `rows` uniform numbers is outside [low_k, high_k] (K - 1,) for some k."""
-    steps, log_factorial = len(low) + 1, scipy.special.gammaln(np.arange(rows + 1) + 1.0)
-    before, inside = np.zeros(1, int), np.ones(1)
-    for k, (first, last) in enumerate(zip(low, high, strict=True)):
-        after, p = np.arange(first, last + 1), 1 / (steps - k)
-        jump, left = after - before[:, None], rows - after
-        log_pmf = (
-            log_factorial[rows - before][:, None]
-            - log_factorial[np.maximum(jump, 0)]
-            - log_factorial[left]
-            + jump * np.log(p)
-            + left * np.log1p(-p)
-        )
-        inside = inside @ np.where(jump < 0, 0.0, np.exp(np.minimum(log_pmf, 0.0)))
-        before = after
-    return max(0.0, 1 - float(inside.sum()))
+    step, start, inside = _poisson(rows / (len(low) + 1)), 0, np.ones(1)
+    for first, last in zip(low, high, strict=True):
+        start, inside = first, np.convolve(inside, step)[first - start : last - start + 1]
+        if not len(inside):
+            return 1.0
+    end = np.convolve(inside, step)
+    found = end[rows - start] if rows - start < len(end) else 0.0
+    return max(0.0, 1 - float(found / scipy.stats.poisson.pmf(rows, rows)))
+
+
+def _poisson(mean: float) -> Array:
+    """Probabilities of 0, 1, 2, ... up to where what is left, below 1e-30, does not count."""
+    return scipy.stats.poisson.pmf(np.arange(int(mean + 12 * mean**0.5 + 60)), mean)
