@@ -134,10 +134,10 @@ def _sample(a: argparse.Namespace) -> None:
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     if a.refine is not None:
         better = posterior.refined(_likelihood(a), effective=a.effective)
-        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print)
+        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print, strict=a.strict)
     else:
         keep = a.log_prob or posterior.density == "exact"
-        samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True)
+        samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True, strict=a.strict)
     figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
     if samples.array.ndim == 2 and a.n:
@@ -145,7 +145,15 @@ def _sample(a: argparse.Namespace) -> None:
     if figure is not None:
         with atomic(a.corner) as temporary:
             figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)
-    print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
+    print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}{_compared(samples.trust)}.")
+
+
+def _compared(trust: Any) -> str:
+    if trust is None:
+        return ""
+    if isinstance(trust.reason, tuple):
+        return f"; {trust.flagged.sum()} of {len(trust.reason)} observations are flagged as unlike the simulations"
+    return f"; a share of {trust.p_value:.2g} of the simulations is as strange as the observation"
 
 
 def _likelihood(a: argparse.Namespace) -> Any:
