@@ -195,11 +195,12 @@ class Cloud:
             entry = self.fixed[np.argmax(self._changed(v[None])[0])]
             return f"{names(entry)} is {v[entry]:g}, and was {self.arrays['centre'][entry]:g} in all simulations"
         size, kind = float(np.sqrt(squares[which][0])), self._shape.names[which]
+        strangest = names(self.free[np.argmax(np.abs(r[0]))]) if r.size else ""
         if kind == "entry":
-            return f"{names(self.free[np.argmax(np.abs(r[0]))])} is {size:.1f} sd from what the other numbers say"
+            return f"{strangest} is {size:.1f} sd from what the other numbers say"
         typical = float(np.sqrt(np.interp(np.log(2), self._tails[which].levels, self._tails[which].knots)))
+        above = f", most of all {strangest}" if strangest else ""
         if kind == "distance":
-            return f"{whole} is {size:.1f} sd from the mean of the simulations, where {typical:.1f} is typical"
-        return (
-            f"what {self._shape.rank} principal components leave of {whole} is {size / typical:.2f} times the typical"
-        )
+            return f"{whole} is {size:.1f} sd from the mean of the simulations, where {typical:.1f} is typical{above}"
+        parts = f"{self._shape.rank} principal components"
+        return f"what {parts} leave of {whole} is of size {size:.2g}, where {typical:.2g} is typical{above}"

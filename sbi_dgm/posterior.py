@@ -259,7 +259,7 @@ class Posterior:
         theta, log_q = self._draws(draws, self._context(arrays), seed, True)
         found = []
         for i, row in enumerate(self.observations(x)[0]):
-            found.append(highest(theta[i], log_q[i], partial(self.log_prob, x=row), self.model.reference))  # noqa: PERF401
+            found.append(highest(theta[i], log_q[i], partial(self.log_prob, x=row), self.model.reference))
         return found[0] if single else np.stack(found)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -158,15 +159,10 @@ class Gate:
     def __call__(self, x: Arrays, context: Array) -> Trust:
         """Of a stack: observables by name (B, ...), and what the embedding made of them (B, C)."""
         step = max(1, BLOCK // sum(view.size for view in self.views))
-        size = len(x[self.views[0].name])
-        blocks = [slice(first, first + step) for first in range(0, size, step)]
-        parts = (
-            [self._judged(*_part(x, context, rows)) for rows in blocks]
-            if len(blocks) > 1
-            else [self._judged(x, context)]
-        )
-        p_value = np.concatenate([p for p, _ in parts])
-        return Trust(p_value, self.level, len(self.scores), tuple(why for _, reasons in parts for why in reasons))
+        blocks = [slice(first, first + step) for first in range(0, len(context), step)]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite counts as beyond all
+            p_value, reasons = zip(*(self._judged(*_part(x, context, rows)) for rows in blocks), strict=True)
+        return Trust(np.concatenate(p_value), self.level, len(self.scores), tuple(chain.from_iterable(reasons)))
 
     def _judged(self, x: Arrays, context: Array) -> tuple[Array, list[str]]:
         found = self.surprises(x, context)
@@ -186,11 +182,9 @@ class Gate:
         return self.clouds["context"].sentence(context[0], own, "context[{}]".format, "what the embedding makes of x")
 
     def _label(self, entry: int) -> str:
-        for view in self.views:
-            if entry < view.size:
-                return view.label(entry)
-            entry -= view.size
-        raise IndexError(entry)
+        starts = np.cumsum([0, *(view.size for view in self.views)])
+        which = int(np.searchsorted(starts, entry, "right")) - 1
+        return self.views[which].label(entry - int(starts[which]))
 
     def describe(self) -> dict[str, Any]:
         """What there is to say about it, as JSON."""
