@@ -145,15 +145,9 @@ def _sample(a: argparse.Namespace) -> None:
     if figure is not None:
         with atomic(a.corner) as temporary:
             figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)
-    print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}{_compared(samples.trust)}.")
-
-
-def _compared(trust: Any) -> str:
-    if trust is None:
-        return ""
-    if isinstance(trust.reason, tuple):
-        return f"; {trust.flagged.sum()} of {len(trust.reason)} observations are flagged as unlike the simulations"
-    return f"; a share of {trust.p_value:.2g} of the simulations is as strange as the observation"
+    print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
+    if samples.trust is not None:
+        print(f"trust: {samples.trust}.")
 
 
 def _likelihood(a: argparse.Namespace) -> Any:

@@ -170,8 +170,16 @@ class Cloud:
 
     def statistics(self, v: Array) -> list[Array]:
         """Statistics (B,) of vectors (B, L), the larger the stranger."""
-        found = self._shape((v[:, self._chosen] - self._mean) * self._scale)[0]
+        found = self._shape(self._free(v))[0]
         return [*found, self._changed(v).sum(1).astype(float)] if len(self.fixed) else found
+
+    def residuals(self, v: Array) -> Array:
+        """The r (B, L') of the entries that vary, of vectors (B, L)."""
+        return self._shape(self._free(v))[1]
+
+    def _free(self, v: Array) -> Array:
+        """The entries that vary, in units of their sd."""
+        return (v[:, self._chosen] - self._mean) * self._scale
 
     def _changed(self, v: Array) -> np.ndarray:
         """Which of the entries that never varied differ from what they were."""
@@ -190,7 +198,7 @@ class Cloud:
             whole: what all entries together are called.
 
         """
-        squares, r = self._shape(((v - self.arrays["centre"])[self.free] * self._scale)[None])
+        squares, r = self._shape(self._free(v[None]))
         if which == len(squares):
             entry = self.fixed[np.argmax(self._changed(v[None])[0])]
             return f"{names(entry)} is {v[entry]:g}, and was {self.arrays['centre'][entry]:g} in all simulations"

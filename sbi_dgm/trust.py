@@ -63,6 +63,12 @@ class Trust:
         """Whether an observation is unlike the simulations; (B,) for a stack."""
         return self.p_value <= self.level
 
+    def __str__(self) -> str:
+        if isinstance(self.p_value, np.ndarray):
+            return f"{np.sum(self.flagged)} of {len(self.p_value)} observations are flagged at p <= {self.level:.2g}"
+        verdict = f"flagged: {self.reason}" if self.flagged else "not flagged"
+        return f"p = {self.p_value:.2g} among {self.simulations} simulations, {verdict}"
+
     def observation(self, index: int) -> "Trust":
         """That of one of a stack."""
         if not isinstance(self.p_value, np.ndarray):
