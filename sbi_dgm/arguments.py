@@ -85,6 +85,7 @@ def sample(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--effective", type=float, default=10_000, help="effective size of the weights, with --refine")
     p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
+    p.add_argument("--strict", action="store_true", help="refuse an observation that is unlike the simulations")
     p.add_argument(
         "--set",
         action="append",

@@ -17,7 +17,8 @@ from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic, require_file
 
 FORMAT = "sbi_dgm/posterior"
-VERSION = 5  # 1 to 4, before the first release, had other weights
+VERSION = 6
+OLDEST = 5  # without a gate; 1 to 4, before the first release, had other weights
 
 
 def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -48,10 +49,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     header = json.loads(metadata["sbi_dgm"])
     if header.get("format") != FORMAT:
         raise FileError(f"{path} holds {header.get('format')!r}, not {FORMAT!r}.")
-    if header["format_version"] != VERSION:
+    if not OLDEST <= header["format_version"] <= VERSION:
         remedy = "update it" if header["format_version"] > VERSION else "train again"
         raise FileError(
-            f"{path} has format version {header['format_version']}; this sbi_dgm reads {VERSION}: {remedy}."
+            f"{path} has format version {header['format_version']}; this sbi_dgm reads {OLDEST} to {VERSION}: {remedy}."
         )
     return header, tensors
 

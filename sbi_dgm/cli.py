@@ -134,10 +134,10 @@ def _sample(a: argparse.Namespace) -> None:
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     if a.refine is not None:
         better = posterior.refined(_likelihood(a), effective=a.effective)
-        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print)
+        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print, strict=a.strict)
     else:
         keep = a.log_prob or posterior.density == "exact"
-        samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True)
+        samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True, strict=a.strict)
     figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
     if samples.array.ndim == 2 and a.n:
@@ -146,6 +146,8 @@ def _sample(a: argparse.Namespace) -> None:
         with atomic(a.corner) as temporary:
             figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)
     print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
+    if samples.trust is not None:
+        print(f"trust: {samples.trust}.")
 
 
 def _likelihood(a: argparse.Namespace) -> Any:

@@ -107,6 +107,11 @@ class Summary(nn.Module):
         pairs = zip(self.names, self.scalers, strict=True)
         return self.embedding({name: scaler(x[name]) for name, scaler in pairs})
 
+    @property
+    def plain(self) -> bool:
+        """Whether the context is the scaled observables as they are."""
+        return isinstance(self.embedding, _Flatten)
+
     def features(self, observables: Observables) -> int:
         """C, found by embedding two rows of zeros."""
         device = next(self.buffers()).device

@@ -161,4 +161,4 @@ def _together(jobs: list[Job], seconds: float) -> Posterior:
     stated = [{"weight": 1 / len(jobs)} | {key: member.record[key] for key in kept} for member in members]
     loss = float(np.mean([member.record["best_validation_loss"] for member in members]))
     record = members[0].record | {"members": stated, "best_validation_loss": loss, "seconds": round(seconds, 1)}
-    return Posterior(members[0].model._replace(members=len(jobs)), network, record)
+    return Posterior(members[0].model._replace(members=len(jobs)), network, record, job.gate_for(first, network))

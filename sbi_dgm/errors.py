@@ -28,6 +28,14 @@ class ObservationError(SbiError):
     """An observation of the wrong shape or with non-finite numbers."""
 
 
+class TrustError(ObservationError):
+    """An observation unlike the simulations, or one that cannot be compared with them, where `strict` was asked for."""
+
+
+class TrustWarning(UserWarning):
+    """An observation unlike the simulations that a posterior was trained on."""
+
+
 class OptionError(SbiError):
     """An unknown name or an option outside its range."""
 

@@ -79,6 +79,10 @@ def _posterior(path: Path) -> str:
         "given:",
         *observables,
     ]
+    gate = header.get("trust")
+    if gate is not None:
+        compared = f"{gate['simulations']} validation simulations by {' and '.join(gate['compares'])}"
+        lines.append(f"trust: observations are compared with {compared}; {gate['level']:.2%} of such are flagged")
     lines += [f"estimator: {header['estimator']}", f"prior: {'known' if header['informed'] else 'not known'}"]
     return "\n".join(lines + [f"{key}: {value}" for key, value in record.items()])
 
@@ -86,6 +90,8 @@ def _posterior(path: Path) -> str:
 def _samples(path: Path) -> str:
     samples = Samples.load(path)
     head = f"{path}: draws {samples.array.shape} of {', '.join(samples.names)}"
+    if samples.trust is not None:
+        head += f"\ntrust: {samples.trust}"
     return (
         head if samples.array.ndim == 3 else f"{head}\n{samples.summary().to_string(float_format=lambda v: f'{v:.4g}')}"
     )

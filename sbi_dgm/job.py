@@ -11,6 +11,7 @@ from shutil import rmtree
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -23,13 +24,15 @@ from sbi_dgm.data.source import Source
 from sbi_dgm.data.splits import Split, SplitRule
 from sbi_dgm.embeddings import Embedding
 from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
-from sbi_dgm.estimators.base import FAMILIES, Family
+from sbi_dgm.estimators.base import FAMILIES, Conditional, Family
 from sbi_dgm.files import write_json
+from sbi_dgm.gating import gate_of
 from sbi_dgm.loop import Run, Training
 from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.posterior import Posterior
-from sbi_dgm.preparation import prepare
+from sbi_dgm.preparation import prepare, read
 from sbi_dgm.tensorboard import curves
+from sbi_dgm.trust import Gate
 from sbi_dgm.weights import row_weights
 
 RESULTS = ("posterior.safetensors", "likelihood.safetensors")
@@ -94,10 +97,28 @@ def train(job: Job) -> Posterior:
     record = config | _result(run, data, parts, source, len(ready.held_out))
     if isinstance(data, Exchanged):
         record["roles"] = data.roles.describe()
-    posterior = Posterior(model, run.averaged, record)
+    gate = (
+        None if isinstance(data, Exchanged) else gate_of(run.averaged, data.observables, ready.batches, ready.held_out)
+    )
+    posterior = Posterior(model, run.averaged, record, gate)
     if job.result is not None:
         posterior.save(job.result, overwrite=True)
     return posterior
+
+
+def gate_for(job: Job, network: Conditional) -> Gate | None:
+    """The gate of a network that was trained earlier, such as that of all members; None for a likelihood."""
+    data, target = job.data, torch.device("cpu")
+    if isinstance(data, Exchanged):
+        return None
+    parts = data.split(job.split)
+    source = Source(
+        data, data.reference(list(job.parameters or data.names), parts.train)[0], theta=job.noise is not None
+    )
+    size = source.bytes(len(parts.train) + len(parts.validation))
+    reading = _as_before(job.folder, True, job.reading).resolved(size, target)
+    batches, held_out, _ = read(source, parts, reading, job.training, seed=job.seed, device=target, noise=job.noise)
+    return gate_of(network, data.observables, batches, held_out)
 
 
 def finished(job: Job) -> bool:

@@ -6,13 +6,12 @@ Draws of z are mapped back by the coordinates, so that none can leave the prior'
 """
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
@@ -27,12 +26,15 @@ from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
 from sbi_dgm.model import Model, device_named, rebuilt, whole
 from sbi_dgm.options import describe, restore
+from sbi_dgm.peak import highest
 from sbi_dgm.priors import Prior
 from sbi_dgm.refinement import CAP, Refined
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, torch_generator
+from sbi_dgm.trust import Gate, Trust, told
 from sbi_dgm.univariate import Array
 
+GATE = "trust."  # before the names of a gate's numbers in a file
 BLOCK = 2**16  # rows of z at once, a fixed number: the same seed gives the same draws on any machine
 
 
@@ -43,11 +45,12 @@ class Posterior:
         model: its specification.
         network: its weights.
         record: how it was trained: seed, split, fingerprint of the data, versions, losses.
+        gate: what compares observations with the simulations, or None.
 
     """
 
-    def __init__(self, model: Model, network: Conditional, record: Mapping[str, Any]) -> None:
-        self.model, self.record = model, dict(record)
+    def __init__(self, model: Model, network: Conditional, record: Mapping[str, Any], gate: Gate | None = None) -> None:
+        self.model, self.record, self.gate = model, dict(record), gate
         self.network = network.eval().requires_grad_(False)
 
     def __repr__(self) -> str:
@@ -95,7 +98,7 @@ class Posterior:
         """
         chosen = restore("estimator", FAMILIES, self.model.estimator).using(**options)
         model = self.model._replace(estimator=describe(FAMILIES, chosen))
-        return Posterior(model, rebuilt(model, self.network), self.record)
+        return Posterior(model, rebuilt(model, self.network), self.record, self.gate)
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +113,32 @@ class Posterior:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write this posterior to one `.safetensors` file, atomically; `load` reads it."""
         refuse_existing(path, overwrite)
-        artifact.write(path, {**self.model.describe(), "record": self.record}, self.network.state_dict())
+        header, tensors = {**self.model.describe(), "record": self.record}, self.network.state_dict()
+        if self.gate is not None:
+            header["trust"] = self.gate.describe()
+            tensors |= {f"{GATE}{name}": torch.from_numpy(values) for name, values in self.gate.arrays().items()}
+        artifact.write(path, header, tensors)
+
+    def trust(self, x: Observation) -> Trust | None:
+        """Whether x is like the simulations of the training; None where the posterior has nothing to compare with.
+
+        Args:
+            x: one observation or a stack of B, as in `sample`.
+
+        Example::
+
+            trust = posterior.trust(x)
+            print(trust.p_value, trust.flagged, trust.reason)
+
+        """
+        arrays, single = self._seen(x)
+        return self._trust(arrays, self._context(arrays), single)
+
+    def _trust(self, arrays: Mapping[str, np.ndarray], context: Tensor, single: bool) -> Trust | None:
+        if self.gate is None:
+            return None
+        found = self.gate(arrays, _numpy(context))
+        return found.observation(0) if single else found
 
     def fingerprint(self) -> str:
         """Of what it is made of and its weights: posteriors of the same draws have the same."""
@@ -118,9 +146,16 @@ class Posterior:
         return artifact.digest(json.dumps(self.model.describe()), tensors)
 
     def sample(
-        self, n: int, x: Observation, *, seed: int | None = None, log_prob: bool = False, progress: bool = False
+        self,
+        n: int,
+        x: Observation,
+        *,
+        seed: int | None = None,
+        log_prob: bool = False,
+        progress: bool = False,
+        strict: bool = False,
     ) -> Samples:
-        """Draw from q(theta | x).
+        """Draw from q(theta | x), having compared x with the simulations (`sbi_dgm.trust`).
 
         Args:
             n: draws for each observation.
@@ -129,17 +164,33 @@ class Posterior:
             log_prob: keep ln q of each draw too, such that importance weights f / q are right; where the density is a
                 bound, they are so on average, with the draw's own latents among those that q is estimated from.
             progress: show a progress bar.
+            strict: refuse what there is a warning of.
 
         Returns:
-            draws (n, D) for one observation, (B, n, D) for a stack.
+            draws (n, D) for one observation, (B, n, D) for a stack; their `trust` says how it compares.
 
         Raises:
             ObservationError: wrong shape, or numbers that are not finite.
+            TrustError: with `strict`, x is unlike the simulations, or the posterior has none to compare with.
+
+        Warns:
+            TrustWarning: x is unlike the simulations; of a stack, more are than chance explains.
 
         """
+        arrays, single = self._seen(x)
+        context = self._context(arrays)
+        trust = self._trust(arrays, context, single)
+        told(trust, strict)
+        theta, log_q = self._draws(n, context, seed, log_prob, progress)
+        kept = (theta[0], log_q[0]) if single else (theta, log_q)
+        return Samples.of(self.model.reference, kept[0], kept[1] if log_prob else None, trust)
+
+    def _draws(
+        self, n: int, context: Tensor, seed: int | None, log_prob: bool, progress: bool = False
+    ) -> tuple[Array, Array]:
+        """Draws (B, n, D) and their ln q (B, n), which is empty numbers where it is not asked for."""
         if n < 0:
             raise OptionError(f"n = {n}: ask for 0 draws or more.")
-        context, single = self._context(x)
         generator = torch_generator(fresh(seed), device=self.device)
         theta = np.empty((len(context), n, len(self.names)))
         log_q = np.empty((len(context), n))
@@ -152,8 +203,7 @@ class Posterior:
                     log_det = self.model.reference.coordinates.forward(theta[rows, draws])[1]
                     log_q[rows, draws] = _numpy(density) + log_det
                 bar.update(theta[rows, draws].shape[0] * count)
-        kept = (theta[0], log_q[0]) if single else (theta, log_q)
-        return Samples.of(self.model.reference, kept[0], kept[1] if log_prob else None)
+        return theta, log_q
 
     def log_prob(self, theta: ArrayLike, x: Observation) -> Array:
         """ln q(theta | x), normalised over the prior's support; -inf outside.
@@ -180,7 +230,8 @@ class Posterior:
     def _log_prob(
         self, theta: ArrayLike, x: Observation, error: bool, generator: Generator | None
     ) -> tuple[Array, Array]:
-        context, single = self._context(x)
+        arrays, single = self._seen(x)
+        context = self._context(arrays)
         theta = np.asarray(theta, np.float64)
         coordinates = self.model.reference.coordinates
         snapped = snap(stacked(theta, len(context), single, len(self.names)), coordinates, np.float64)
@@ -210,32 +261,12 @@ class Posterior:
         The search starts at the best of `draws` draws and stays inside their box in z, because the density at an
         edge of the prior is ruled by tails that no draw has seen. A maximum on the box is warned of by name.
         """
-        samples = self.sample(draws, x, seed=seed, log_prob=True)
-        if samples.array.ndim == 2:
-            return self._climb(samples, x)
-        rows = self.observations(x)[0]
-        return np.stack([self._climb(samples.observation(i), row) for i, row in enumerate(rows)])
-
-    def _climb(self, samples: Samples, x: Observation) -> Array:
-        coordinates = self.model.reference.coordinates
-        z = coordinates.forward(samples.array)[0]
-        low, high = z.min(0), z.max(0)
-        step = 1e-2 * (high - low)
-        stencil = np.concatenate([np.zeros((1, len(low))), np.diag(step), -np.diag(step)])
-
-        def objective(u: Array) -> tuple[float, Array]:
-            values = self.log_prob(coordinates.inverse(u + stencil), x)
-            ahead, behind = np.split(values[1:], 2)
-            return -float(values[0]), -(ahead - behind) / (2 * step)
-
-        start = z[np.argmax(np.asarray(samples.log_prob))]
-        best = scipy.optimize.minimize(
-            objective, start, jac=True, method="L-BFGS-B", bounds=np.column_stack([low, high])
-        ).x
-        stuck = [n for n, a, b, c in zip(self.names, best - low, high - best, step, strict=True) if min(a, b) < 0.1 * c]
-        if stuck:
-            warnings.warn(f"the maximum lies at the edge of the draws for {', '.join(stuck)}.", stacklevel=3)
-        return coordinates.inverse(best)
+        arrays, single = self._seen(x)
+        theta, log_q = self._draws(draws, self._context(arrays), seed, True)
+        found = []
+        for i, row in enumerate(self.observations(x)[0]):
+            found.append(highest(theta[i], log_q[i], partial(self.log_prob, x=row), self.model.reference))
+        return found[0] if single else np.stack(found)
 
     @torch.no_grad()
     def _drawn(self, n: int, context: Tensor, generator: Generator, log_prob: bool) -> tuple[Tensor, Tensor]:
@@ -253,18 +284,21 @@ class Posterior:
             )
         return self.model.reference.coordinates.inverse(z)
 
-    @torch.no_grad()
-    def _context(self, x: Observation) -> tuple[Tensor, bool]:
-        """The context (B, C), and whether x is one observation without its axis."""
+    def _seen(self, x: Observation) -> tuple[dict[str, np.ndarray], bool]:
+        """Observations as stacks by name, checked, and whether x is one without its axis."""
         arrays, single = observed_arrays(x, self.model.observables, self.model.dtypes)
-        size = len(next(iter(arrays.values())))
-        if size == 0:
+        if len(next(iter(arrays.values()))) == 0:
             raise ObservationError("the stack of observations is empty.")
-        pieces = []
+        return arrays, single
+
+    @torch.no_grad()
+    def _context(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+        """The context (B, C)."""
+        size, pieces = len(next(iter(arrays.values()))), []
         for rows in (slice(first, first + 1024) for first in range(0, size, 1024)):
             tensors = {name: torch.as_tensor(a[rows], device=self.device) for name, a in arrays.items()}
             pieces.append(self.network.summary(tensors))
-        return torch.cat(pieces), single
+        return torch.cat(pieces)
 
     def observations(self, x: Observation) -> tuple[list[Any], bool]:
         """x one by one, an array each or a dict by name where there are several, and whether it was a single one."""
@@ -296,8 +330,8 @@ class Posterior:
 
     def proposals(self, n: int, x: Observation, seed: int) -> tuple[Array, Array]:
         """n draws (n, D) of one observation and their ln q, for `refined`."""
-        samples = self.sample(n, x, seed=seed, log_prob=True)
-        return samples.array, np.asarray(samples.log_prob)
+        theta, log_q = self._draws(n, self._context(self._seen(x)[0]), seed, True)
+        return theta[0], log_q[0]
 
     def proposal_density(self, theta: Array, x: Observation, seed: int) -> Array:
         """ln q of theta (n, D), as `proposals` gives it: where it is a bound, with noise of its own for each."""
@@ -344,8 +378,10 @@ def opened(
     dtypes = {name: tensors[f"{first}scalers.{i}.mean"].dtype for i, name in enumerate(model.observables)}
     scalers = {name: blank(observable).to(dtypes[name]) for name, observable in model.observables.items()}
     conditional = whole(model, scalers, embeddings.restore(model.embedding, embedding))
-    conditional.load_state_dict(tensors)
-    return Posterior(model, conditional, header["record"]).to(device_named(device))
+    conditional.load_state_dict({name: values for name, values in tensors.items() if not name.startswith(GATE)})
+    kept = {name.removeprefix(GATE): values.numpy() for name, values in tensors.items() if name.startswith(GATE)}
+    gate = Gate.restore(model.observables, kept) if kept else None
+    return Posterior(model, conditional, header["record"], gate).to(device_named(device))
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -21,6 +21,9 @@ CHOICE = 8  # stream that chooses validation rows
 PIECE_BYTES = 2**23
 
 
+Stream = Iterator[tuple[np.ndarray, Batch]]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Ready to train on.
@@ -59,6 +62,25 @@ def prepare(
         noise: a model of noise on the observables, fresh at every step and the same in every validation.
 
     """
+    batches, held_out, stream = read(source, parts, reading, training, seed=seed, device=device, noise=noise)
+    dtypes = {name: np.dtype(column.dtype) for name, column in source.columns.items()}
+    if noise is not None:
+        dtypes = {name: values[:1].cpu().numpy().dtype for name, values in held_out.x.items()}
+    seen: Iterator[tuple[np.ndarray, Mapping[str, Tensor]]] = ((rows, part.x) for rows, part in stream)
+    return Prepared(batches, held_out, scalers(source.data.observables, dtypes, len(parts.train), seen), dtypes)
+
+
+def read(
+    source: Source,
+    parts: Split,
+    reading: Reading,
+    training: Training,
+    *,
+    seed: int,
+    device: torch.device,
+    noise: Noise | None = None,
+) -> tuple[Batches, Rows, Stream]:
+    """Batches of training rows, validation rows, and all training rows in order, which are read when asked for."""
     held_out = source.take(_validation(source, parts.validation, reading, seed)).to(device)
     size = training.batch(len(parts.train))
     if reading.mode == "memory":
@@ -74,11 +96,7 @@ def prepare(
         pieces = [noisy(piece, noise, seed, VALIDATION, i) for i, piece in enumerate(held_out.pieces())]
         held_out = Rows(*together(pieces))
         stream = ((rows, noisy(part, noise, seed, SCALING, int(rows[0]))) for rows, part in stream)
-    dtypes = {name: np.dtype(column.dtype) for name, column in source.columns.items()}
-    if noise is not None:
-        dtypes = {name: values[:1].cpu().numpy().dtype for name, values in held_out.x.items()}
-    seen: Iterator[tuple[np.ndarray, Mapping[str, Tensor]]] = ((rows, part.x) for rows, part in stream)
-    return Prepared(batches, held_out, scalers(source.data.observables, dtypes, len(parts.train), seen), dtypes)
+    return batches, held_out, stream
 
 
 def _pieces(rows: Rows, blocks: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:

@@ -36,6 +36,7 @@ from sbi_dgm.priors import Prior
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.simulator import Simulator
+from sbi_dgm.trust import Trust, told
 from sbi_dgm.univariate import EDGE, Array
 
 BLOCK = 2**14  # proposals between two looks at the effective size
@@ -67,6 +68,10 @@ class Proposal(Protocol):
 
     def observations(self, x: Any) -> tuple[list[Any], bool]:
         """Single observations, and whether x was one without its axis."""
+        ...
+
+    def trust(self, x: Any) -> Trust | None:
+        """Whether x is like the simulations."""
         ...
 
 
@@ -229,6 +234,7 @@ class Refined:
         seed: int | None = None,
         progress: bool = False,
         report: Callable[[str], object] | None = None,
+        strict: bool = False,
     ) -> Samples:
         """Draws of the refined posterior: (n, D) for one observation, (B, n, D) for a stack.
 
@@ -238,12 +244,15 @@ class Refined:
             seed: None draws a fresh one.
             progress: show a progress bar.
             report: gets a sentence for each observation: effective size, Pareto's k, evidence.
+            strict: refuse x where it is unlike the simulations of the posterior, as `Posterior.sample`.
 
         Warns:
             where the effective size was not reached, or Pareto's k says that weights are of no use.
 
         """
         rows, single = self.proposal.observations(x)
+        trust = self.proposal.trust(x)
+        told(trust, strict)
         rng, drawn = numpy_generator(fresh(seed)), []
         for i, row in enumerate(tqdm(rows, desc="refining", disable=not progress)):
             found = self._weigh(row, rng)
@@ -253,7 +262,7 @@ class Refined:
                 report(sentence)
             if not found.trusted:
                 warnings.warn(sentence, stacklevel=2)
-        return Samples.of(self.prior, drawn[0] if single else np.stack(drawn))
+        return Samples.of(self.prior, drawn[0] if single else np.stack(drawn), trust=trust)
 
     def log_prob(self, theta: ArrayLike, x: Any) -> Array:
         """ln L(theta) + ln p(theta) for one observation, (S, D) -> (S,): the posterior's, but for `log_evidence`."""

@@ -1,7 +1,7 @@
 """Draws of a posterior with names: a table, a figure, a file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
 from sbi_dgm.files import atomic, refuse_existing, require_file
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
+from sbi_dgm.trust import Trust
 from sbi_dgm.univariate import Array
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Samples:
         parameters: of the last axis.
         log_prob: ln q of each draw (S,) or (B, S), or None.
         bounds: (2, D), the edges of the prior; infinite where there are none.
+        trust: whether the observations are like the simulations, or None where that is not known.
 
     >>> from sbi_dgm.distributions import Uniform
     >>> prior = Prior([Parameter("a", Uniform(0, 1))])
@@ -44,12 +46,13 @@ class Samples:
     parameters: tuple[Parameter, ...]
     log_prob: Array | None = None
     bounds: Array | None = None
+    trust: Trust | None = None
 
     @classmethod
-    def of(cls, prior: Prior, array: Array, log_prob: Array | None = None) -> "Samples":
+    def of(cls, prior: Prior, array: Array, log_prob: Array | None = None, trust: Trust | None = None) -> "Samples":
         """Draws with the parameters and bounds of `prior`."""
         bounds = np.stack([prior.coordinates.low, prior.coordinates.high])
-        return cls(array, prior.parameters, log_prob, bounds)
+        return cls(array, prior.parameters, log_prob, bounds, trust)
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +75,8 @@ class Samples:
         if self.array.ndim != 3:
             raise ObservationError("these are draws for one observation already.")
         log_prob = None if self.log_prob is None else self.log_prob[index]
-        return Samples(self.array[index], self.parameters, log_prob, self.bounds)
+        trust = None if self.trust is None else self.trust.observation(index)
+        return Samples(self.array[index], self.parameters, log_prob, self.bounds, trust)
 
     def _one(self) -> Array:
         if self.array.ndim != 2:
@@ -129,7 +133,10 @@ class Samples:
         return plots.corner(layers, [p.title for p in self.parameters], truth)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write an HDF5 file whose group `posterior` ArviZ and xarray open as it is: (chain, draw[, observation])."""
+        """Write an HDF5 file whose group `posterior` ArviZ and xarray open as it is: (chain, draw[, observation]).
+
+        A group `trust` beside it keeps what is known of the observations.
+        """
         refuse_existing(path, overwrite)
         stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
         with atomic(path) as temporary, h5py.File(temporary, "w") as file:
@@ -149,13 +156,15 @@ class Samples:
             group.attrs["format"], group.attrs["format_version"] = FORMAT, VERSION
             group.attrs["names"] = self.names
             group.attrs["bounds"] = np.full((2, len(self.names)), np.nan) if self.bounds is None else self.bounds
+            if self.trust is not None:
+                _write_trust(file.create_group("trust"), self.trust)
 
     @classmethod
     def load(cls, path: str | Path) -> "Samples":
         """Read what `save` wrote."""
         try:
             with h5py.File(require_file(path), "r") as file:
-                return cls._read(file["posterior"])
+                return replace(cls._read(file["posterior"]), trust=_read_trust(file))
         except (OSError, KeyError) as error:
             raise FileError(f"{path} is no readable file of samples: {error}.") from None
 
@@ -186,6 +195,28 @@ class Samples:
         from getdist import MCSamples  # pyright: ignore[reportMissingImports]
 
         return MCSamples(samples=self._one(), names=self.names, labels=[p.label or p.name for p in self.parameters])
+
+
+def _write_trust(group: h5py.Group, trust: Trust) -> None:
+    """A scalar or (observation,) each: the p-value, and what there is to say."""
+    p_value = group.create_dataset("p_value", data=trust.p_value)
+    reason = group.create_dataset("reason", data=trust.reason, dtype=h5py.string_dtype())
+    group.attrs.update({"level": trust.level, "simulations": trust.simulations})
+    if p_value.ndim:
+        scale = group.create_dataset(_AXES[-1], data=np.arange(len(p_value)))
+        scale.make_scale(_AXES[-1])
+        for dataset in (p_value, reason):
+            dataset.dims[0].attach_scale(scale)
+
+
+def _read_trust(file: h5py.File) -> Trust | None:
+    if "trust" not in file:
+        return None
+    group: Any = file["trust"]
+    p_value, reason, stated = group["p_value"][()], group["reason"].asstr()[()], group.attrs
+    single = np.ndim(p_value) == 0
+    known = (float(p_value), str(reason)) if single else (p_value, tuple(reason.tolist()))
+    return Trust(known[0], float(stated["level"]), int(stated["simulations"]), known[1])
 
 
 _AXES = ("chain", "draw", "observation")

@@ -22,15 +22,15 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     (
         "data.columns data.tables data.places data.sink data.sums data.frame data.format data.splits data.foreign"
         " data.agreement data.simulations data.scaling data.exchanged data.batches data.source data.reading"
-        " data.streaming data.guess data.observed shards executors campaign"
+        " data.vectors data.streaming data.guess data.observed shards executors campaign"
     ),
     (
         "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.denoising"
         " estimators.diffusion estimators.flow_matching estimators.continuous_flow estimators.normals"
         " estimators.vae estimators.located"
     ),
-    "samples artifact refinement model posterior likelihood",
-    "checkpoints optimiser loop tensorboard preparation weights job ensemble recipe training",
+    "outliers trust samples artifact refinement model peak posterior likelihood",
+    "checkpoints optimiser loop tensorboard preparation weights gating job ensemble recipe training",
     (
         "heldout diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"
         " diagnostics.checks diagnostics.c2st diagnostics.c2st_batched diagnostics.distances diagnostics.bins"

@@ -166,7 +166,7 @@ def test_another_version_is_refused_with_both_numbers(tmp_path, monkeypatch, ver
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "VERSION", version)
         POSTERIOR.save(tmp_path / "p.safetensors")
-    with pytest.raises(FileError, match=rf"format version {version}.*reads 5: {remedy}"):
+    with pytest.raises(FileError, match=rf"format version {version}.*reads 5 to 6: {remedy}"):
         load(tmp_path / "p.safetensors")
 
 
