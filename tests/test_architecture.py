@@ -25,15 +25,15 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " data.streaming data.guess data.observed shards executors campaign"
     ),
     (
-        "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.denoising"
-        " estimators.diffusion estimators.flow_matching estimators.continuous_flow estimators.normals"
-        " estimators.vae estimators.located"
+        "embeddings estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
+        " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"
+        " estimators.normals estimators.vae estimators.located checkpoints optimiser loop preparation weights"
     ),
-    "samples artifact refinement model posterior likelihood",
-    "checkpoints optimiser loop tensorboard preparation weights job ensemble recipe training",
+    "samples artifact heldout refinement model conformal repair posterior likelihood",
+    "tensorboard job ensemble recipe training",
     (
         "diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"
-        " diagnostics.checks diagnostics.c2st diagnostics.c2st_batched diagnostics.distances heldout report"
+        " diagnostics.checks diagnostics.c2st diagnostics.c2st_batched diagnostics.distances report"
         " benchmark.tasks benchmark.methods benchmark.scores benchmark.cells benchmark.suite benchmark.page"
         " benchmark.table benchmark.runner benchmark.gate"
     ),
