@@ -183,6 +183,8 @@ def _calibrate(a: argparse.Namespace) -> int:
     print(f"{report.rows} held-out rows, {report.draws} draws each: {report.verdict}.")
     for name, entry in {**report.parameters, "regions": report.regions, **report.points}.items():
         print(f"  {name:<20} p = {entry['p_value']:<8.3g} {entry['finding']}")
+    if report.repaired:
+        print(f"  repaired: draws scaled by {', '.join(f'{s:.3f} ({name})' for name, s in report.repaired.items())}")
     covered = ", ".join(f"{level}: {share:.1%}" for level, share in report.coverage.items())
     print(f"  highest-density regions hold the truth: {covered}")
     print(
@@ -193,6 +195,22 @@ def _calibrate(a: argparse.Namespace) -> int:
     print(f"  mean ln q of the truth: {report.log_prob['mean']:.3f} +- {report.log_prob['standard_error']:.3f}")
     print(f"{a.out}/: report.json, ranks.png, coverage.png, distribution.png")
     return 0 if report.calibrated else 1
+
+
+def _repair(a: argparse.Namespace) -> None:
+    from sbi_dgm.files import refuse_existing
+    from sbi_dgm.posterior import load
+
+    refuse_existing(a.out, a.overwrite)
+    posterior = load(a.model, device=a.device)
+    data = _opened(a, posterior.record.get("data", {}).get("layout"))
+    better = posterior.repaired(data, noise=_imported(a.noise), draws=a.draws, max_rows=a.rows, seed=a.seed)
+    better.save(a.out, overwrite=a.overwrite)
+    record = better.record["repaired"]
+    print(f"draws scaled about their mean, by {record['rows']['scale']} rows:")
+    for name, one in record["scale"].items():
+        print(f"  {name:<20} {one['scale']:.3f} +- {one['scale'] * one['log_error']:.3f}")
+    print(f"{a.out}: the repaired posterior; its regions rest on {record['rows']['regions']} other rows.")
 
 
 def _benchmark(a: argparse.Namespace) -> int:
@@ -261,6 +279,7 @@ COMMANDS = {
         arguments.calibrate,
         "Judge a posterior on held-out simulations; exit code 1 if it fails.",
     ),
+    "repair": (_repair, arguments.repair, "Scale a posterior's draws to the width that simulations say."),
     "benchmark": (
         _benchmark,
         arguments.benchmark,

@@ -163,14 +163,13 @@ def fitted(name: str, truth: Array, draws: Array, centre: Array) -> Scale:
     >>> round(found.scale, 1), round(found.log_error, 2)
     (2.0, 0.01)
     """
-    size = draws.shape[1]
-    square = scipy.special.ndtri((np.arange(2 * size + 1) / 2 + 0.5) / (size + 1)) ** 2  # of ranks in halves
-    uniform = square[::2].mean()
+    size, draws = draws.shape[1], np.ascontiguousarray(draws)
+    square = scipy.special.ndtri((np.arange(size + 1) + 0.5) / (size + 1)) ** 2
 
     def squares(log_scale: float) -> Array:
         """Of the scores, over what uniform ranks give on average (R,)."""
-        moved = (centre + (truth - centre) * np.exp(-log_scale))[:, None]
-        return square[(draws < moved).sum(1) + (draws <= moved).sum(1)] / uniform
+        moved = centre + (truth - centre) * np.exp(-log_scale)
+        return square[np.count_nonzero(draws < moved[:, None], axis=1)] / square.mean()
 
     def excess(log_scale: float) -> float:
         return float(squares(log_scale).mean()) - 1
@@ -181,6 +180,6 @@ def fitted(name: str, truth: Array, draws: Array, centre: Array) -> Scale:
             f"{name}: no scale from {1 / LARGEST:g} to {LARGEST:g} repairs it; its posterior is wrong by more than its "
             "width: train again."
         )
-    root = float(scipy.optimize.brentq(excess, -most, most, xtol=1e-6))
+    root = float(scipy.optimize.brentq(excess, -most, most, xtol=1e-5))
     slope = (excess(root - STEP) - excess(root + STEP)) / (2 * STEP)
     return Scale(float(np.exp(root)), float(squares(root).std() / len(truth) ** 0.5 / slope))

@@ -45,6 +45,7 @@ class Report:
         visible: errors of one parameter's posterior that so many rows would have shown nine times in ten: an sd too
             `narrow` or too `wide` by that fraction, a `shift` by that many sd.
         coverage: empirical coverage of the 50, 68, 90 and 95 % highest-density regions.
+        repaired: what a repair scaled each parameter by, or None.
         checks: the ranks that all this is made of, by name.
 
     """
@@ -60,6 +61,7 @@ class Report:
     points: dict[str, dict[str, Any]]
     visible: dict[str, float]
     coverage: dict[str, float]
+    repaired: dict[str, float] | None
     checks: Mapping[str, Check] = field(repr=False)
 
     @property
@@ -153,13 +155,14 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     rng = numpy_generator(seed)
     theta, x = heldout.pairs(posterior, data, noise, max_rows, rng, seed)
     evidence = gathered(posterior, theta, x, draws, rng, progress)
-    report = _report(evidence, checks(evidence, test_quantities or {}, rng), getattr(posterior, "prior", None))
+    report = _report(evidence, checks(evidence, test_quantities or {}, rng), posterior)
     if out is not None:
         report.save(out)
     return report
 
 
-def _report(evidence: Evidence, found: Mapping[str, Check], prior: Prior | None) -> Report:
+def _report(evidence: Evidence, found: Mapping[str, Check], posterior: Judged) -> Report:
+    prior: Prior | None = getattr(posterior, "prior", None)
     level, rows = LEVEL / len(found), len(evidence.theta)
     tests = {name: check.test(level) for name, check in found.items()}
     wrong = {name: test.shape for name, test in tests.items() if test.shape != "calibrated"}
@@ -181,5 +184,10 @@ def _report(evidence: Evidence, found: Mapping[str, Check], prior: Prior | None)
         points=points,
         visible=visible(rows, level / 3)._asdict(),
         coverage={f"{p:.0%}": float((credibility <= p).mean()) for p in (0.5, 0.68, 0.9, 0.95)},
+        repaired=_scales(getattr(posterior, "record", {}).get("repaired")),
         checks=found,
     )
+
+
+def _scales(repaired: Mapping[str, Any] | None) -> dict[str, float] | None:
+    return None if repaired is None else {name: one["scale"] for name, one in repaired["scale"].items()}
