@@ -5,6 +5,7 @@ distributions, and what no file can hold (a prior or an embedding that is code) 
 must be passed again.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -79,7 +80,7 @@ def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed
 
 def whole(model: Model, scalers: Mapping[str, nn.Module], embedding: Any) -> Conditional:
     """The network of all members, untrained, rescaled by one where it is a repaired one's."""
-    members = [network(model, scalers, embedding, k) for k in range(model.members)]
+    members = [network(model, copy.deepcopy(dict(scalers)), embedding, k) for k in range(model.members)]
     joint = assembled(members, model.observables)
     return rescaled(joint, torch.ones(len(model.reference))) if model.repaired else joint
 
