@@ -198,11 +198,12 @@ def _calibrate(a: argparse.Namespace) -> int:
 
 
 def _repair(a: argparse.Namespace) -> None:
+    from sbi_dgm.config import of_use
     from sbi_dgm.files import refuse_existing
     from sbi_dgm.posterior import load
 
     refuse_existing(a.out, a.overwrite)
-    posterior = load(a.model, device=a.device)
+    posterior = load(a.model, device=a.device).using(**of_use(a.set))
     data = _opened(a, posterior.record.get("data", {}).get("layout"))
     better = posterior.repaired(data, noise=_imported(a.noise), draws=a.draws, max_rows=a.rows, seed=a.seed)
     better.save(a.out, overwrite=a.overwrite)

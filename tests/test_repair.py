@@ -85,7 +85,7 @@ def check_width(found: Posterior) -> None:
     assert np.abs(widths - 1).max() < 0.03, widths
 
 
-@pytest.mark.parametrize("width", [0.85, 1.15, 0.3, [0.7, 1.0, 1.3, 0.85, 0.9, 1.1, 0.5, 2.0, 1.0, 0.95]])
+@pytest.mark.parametrize("width", [0.85, 1.15, [0.7, 1.0, 1.3, 0.85, 0.9, 1.1, 0.5, 2.0, 1.0, 0.3]])
 def test_a_wrong_width_is_repaired_to_within_3_percent(width):
     """And passes `calibrate`, which the original does not."""
     wrong = posterior(width)
@@ -210,49 +210,52 @@ def test_other_options_of_use_keep_the_repair():
     assert not np.allclose(finer.sample(5, x, seed=0).array, better.sample(5, x, seed=0).array)
 
 
-def contained(found: Posterior, level: float) -> float:
-    x = FRESH.x(np.arange(1000))["x"]
-    return found.regions(level, x, seed=3).contains(FRESH.theta).mean()
-
-
-def check_coverage(covered: float, level: float, rows: int, fresh: int = 1000) -> None:
-    """Within four standard errors, of the fresh rows and of the n rows that the level rests on."""
-    assert abs(covered - level) < 4 * (level * (1 - level) * (1 / fresh + 1 / rows)) ** 0.5 + 1 / 200, covered
+def check_coverage(covered: float, level: float) -> None:
+    """Within four standard errors, of 1000 fresh rows and of the 500 that the level rests on, and a draw of 200."""
+    assert abs(covered - level) < 4 * (level * (1 - level) * (1 / 1000 + 1 / 500)) ** 0.5 + 1 / 200, covered
 
 
 BAD = posterior([0.4] * 5 + [1.5] * 5, shift=0.7)
+X = FRESH.x(np.arange(1000))["x"]
+
+
+@pytest.fixture(scope="module")
+def mended() -> Posterior:
+    """Shifted still."""
+    return repaired(BAD, max_rows=2000)
 
 
 @pytest.mark.parametrize("level", [0.68, 0.9])
-def test_regions_of_a_bad_posterior_hold_as_often_as_they_say(level):
-    """Shifted, too narrow and too wide: neither it nor its repair has regions that hold by themselves."""
-    better = repaired(BAD, max_rows=2000)
-    check_coverage(contained(better, level), level, 500)
-    for naive in (BAD, better):
-        credibility = calibrate(naive, FRESH, draws=200, progress=False).credibility
-        with pytest.raises(AssertionError):
-            check_coverage((credibility <= level).mean(), level, 500)
+def test_regions_of_a_bad_posterior_hold_as_often_as_they_say(mended, level):
+    check_coverage(mended.regions(level, X, seed=3).contains(FRESH.theta).mean(), level)
+    drawn = BAD.sample(200, X, seed=3, log_prob=True).log_prob
+    naive = BAD.log_prob(FRESH.theta, X) >= np.quantile(drawn, 1 - level, axis=1)
+    with pytest.raises(AssertionError):
+        check_coverage(naive.mean(), level)
 
 
 @pytest.mark.parametrize("level", [0.68, 0.9])
-def test_intervals_of_a_bad_posterior_hold_as_often_as_they_say(level):
-    better, x = repaired(BAD, max_rows=2000), FRESH.x(np.arange(1000))["x"]
-    low, high = np.moveaxis(better.intervals(level, x, seed=3), -1, 0)
-    covered = ((low <= FRESH.theta) & (high >= FRESH.theta)).mean(0)
-    for share in covered:
-        check_coverage(share, level, 500)
-    edges = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(BAD.sample(200, x, seed=3).array, edges, axis=1)
-    for share in ((low <= FRESH.theta) & (high >= FRESH.theta)).mean(0):
+def test_intervals_of_a_bad_posterior_hold_as_often_as_they_say(mended, level):
+    def held(low, high):
+        return ((low <= FRESH.theta) & (high >= FRESH.theta)).mean(0)
+
+    for share in held(*np.moveaxis(mended.intervals(level, X, seed=3), -1, 0)):
+        check_coverage(share, level)
+    naive = np.quantile(BAD.sample(200, X, seed=3).array, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    for share in held(*naive)[:5]:
         with pytest.raises(AssertionError):
-            check_coverage(share, level, 500)
+            check_coverage(share, level)
 
 
 def check_order(order, rows: int, level: float, repetitions: int = 4000) -> None:
     """P(a further one <= the k-th smallest of n) >= level, and no more than 1 / (n + 1) above it."""
     scores = np.random.default_rng(0).integers(1000, size=(repetitions, rows + 1))
     held = (scores[:, -1] <= np.sort(scores[:, :-1], 1)[:, order(level, rows) - 1]).sum()
-    assert binom.ppf(0.001, repetitions, level) <= held <= binom.ppf(0.999, repetitions, level + 1 / rows + 0.001)
+    assert (
+        binom.ppf(0.001, repetitions, level)
+        <= held
+        <= binom.ppf(0.999, repetitions, min(1.0, level + 1 / (rows + 1) + 0.001))
+    )
 
 
 @pytest.mark.parametrize(("rows", "level"), [(9, 0.9), (19, 0.68), (50, 0.95)])
