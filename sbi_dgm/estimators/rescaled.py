@@ -5,7 +5,7 @@ r"""Any estimator with its draws rescaled about their mean: z' = mu(c) + s (z - 
 
 mu(c) is the mean of `CENTRE` draws of the estimator from a seed that never changes. It is computed for one context at
 a time and on the CPU, so that it depends on the context and on nothing else: not on the batch, not on the device. Hence
-ln q' is the density of this very map, exact where that of the estimator is. That mu misses the mean of q by 0.04 sd or
+ln q' is the density of this very map, exact where that of the estimator is. That mu misses the mean of q by 0.06 sd or
 so (1 / sqrt(CENTRE)) moves the mean of q' by |s - 1| times as much.
 """
 
@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from sbi_dgm.estimators.base import Conditional, Estimator
 from sbi_dgm.seeds import torch_generator
 
-CENTRE = 512  # draws whose mean is mu
+CENTRE = 256  # draws whose mean is mu
 KNOWN = 2**14  # contexts whose mu is remembered
 
 

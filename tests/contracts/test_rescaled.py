@@ -136,12 +136,12 @@ def test_weights_are_all_there_is():
 
 
 def test_widths_are_scaled_and_means_stay():
-    """Of the same 4000 draws, widths to rounding; means but for the error of the 512 draws that found them."""
+    """Of the same 4000 draws, widths to rounding; means but for the error of the 256 draws that found them."""
     inner = laws.wild(FAMILIES["flow"])
     before, after = (e.sample(4000, CONTEXT[:1], laws.generator(41))[0] for e in (inner, rescaled(inner)))
     torch.testing.assert_close(after.std(0) / before.std(0), torch.tensor([1.2, 0.7]).double(), rtol=1e-6, atol=0)
     shift = (after.mean(0) - before.mean(0)).abs() / before.std(0)
-    assert (shift < 0.3 * 4 * (1 / 512 + 1 / 4000) ** 0.5).all(), "|s - 1| times four standard errors"
+    assert (shift < 0.3 * 4 * (1 / 256 + 1 / 4000) ** 0.5).all(), "|s - 1| times four standard errors"
 
 
 def test_remembered_means_are_few(monkeypatch):
