@@ -15,8 +15,8 @@ of the mean over its slope.
 
 What it cannot do: one s serves all x, so a posterior too narrow here and too wide there becomes right on average only.
 A bias stays, paid for by width. Modes that lie apart move, they do not widen. Correlations and shapes stay. Of a joint
-prior, s belongs to the coordinates, which mix parameters. Where that matters, train better; the regions (`sbi_dgm.conformal`) are true all the same. They rest on a
-quarter of the rows, to which no scale is fitted.
+prior, s belongs to the coordinates, which mix parameters. Where that matters, train better; the regions
+(`sbi_dgm.conformal`) are true all the same. They rest on a quarter of the rows, to which no scale is fitted.
 """
 
 import copy
