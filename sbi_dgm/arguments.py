@@ -115,6 +115,18 @@ def calibrate(p: argparse.ArgumentParser) -> None:
     _device(p)
 
 
+def repair(p: argparse.ArgumentParser) -> None:
+    """Of `sbi-dgm repair`."""
+    p.add_argument("model", help="posterior file")
+    p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
+    _output(p, "posterior file")
+    _layout(p)
+    p.add_argument("--draws", type=int, default=1000, help="draws of each row that regions rest on")
+    p.add_argument("--rows", type=int, default=4000, help="at most so many rows")
+    p.add_argument("--seed", type=int, default=0)
+    _device(p)
+
+
 def benchmark(p: argparse.ArgumentParser) -> None:
     """Of `sbi-dgm benchmark`."""
     p.add_argument("suite", nargs="?", help="quick, standard, full, or a TOML file; what follows goes over it")

@@ -203,6 +203,9 @@ def _found(report: Any) -> Iterator[str]:
     yield f"{report.rows} held-out {report.unit}, {report.draws} draws each: {report.verdict}."
     for name, of in report.stated.items():
         yield f"  {name:<26} p = {of['p_value']:<8.3g} {of['finding']}"
+    if report.repaired:
+        scaled = ", ".join(f"{scale:.3f} ({name})" for name, scale in report.repaired.items())
+        yield f"  repaired: draws scaled by {scaled}"
     covered = ", ".join(f"{level}: {share:.1%}" for level, share in report.coverage.items())
     yield f"  highest-density regions hold the truth: {covered}"
     yield (
@@ -214,6 +217,23 @@ def _found(report: Any) -> Iterator[str]:
     yield from (f"  {warning}" for warning in report.warnings)
     for i, p_value in enumerate(report.local):
         yield f"  at observation {i + 1}: p = {p_value:.3g}"
+
+
+def _repair(a: argparse.Namespace) -> None:
+    from sbi_dgm.config import of_use
+    from sbi_dgm.files import refuse_existing
+    from sbi_dgm.posterior import load
+
+    refuse_existing(a.out, a.overwrite)
+    posterior = load(a.model, device=a.device).using(**of_use(a.set))
+    data = _opened(a, posterior.record.get("data", {}).get("layout"))
+    better = posterior.repaired(data, noise=_imported(a.noise), draws=a.draws, max_rows=a.rows, seed=a.seed)
+    better.save(a.out, overwrite=a.overwrite)
+    record = better.record["repaired"]
+    print(f"draws scaled about their mean, by {record['rows']['scale']} rows:")
+    for name, one in record["scale"].items():
+        print(f"  {name:<20} {one['scale']:.3f} +- {one['scale'] * one['log_error']:.3f}")
+    print(f"{a.out}: the repaired posterior; its regions rest on {record['rows']['regions']} other rows.")
 
 
 def _benchmark(a: argparse.Namespace) -> int:
@@ -282,6 +302,7 @@ COMMANDS = {
         arguments.calibrate,
         "Judge a posterior on held-out simulations; exit code 1 if it fails.",
     ),
+    "repair": (_repair, arguments.repair, "Scale a posterior's draws to the width that simulations say."),
     "benchmark": (
         _benchmark,
         arguments.benchmark,

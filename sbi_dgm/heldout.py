@@ -1,5 +1,6 @@
-"""Rows to judge a posterior by: those that it was not trained on, each a draw of its own."""
+"""Rows to judge a posterior by, or to repair it by: none that it was trained on, each a draw of its own."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from sbi_dgm.data.columns import gather
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.source import Source, tensor
-from sbi_dgm.data.splits import SplitRule
+from sbi_dgm.data.splits import Split, SplitRule
 from sbi_dgm.errors import DataError, ExternalError, unknown
 from sbi_dgm.univariate import Array
 from sbi_dgm.weights import row_weights
@@ -35,7 +36,7 @@ def pairs(
         ExternalError: the posterior was trained with another model of noise.
 
     """
-    _require_noise(posterior, noise)
+    require_noise(posterior, noise)
     rows = independent(posterior, data, held_out(posterior, data), rng)
     if len(rows) < MIN_ROWS:
         kind = "groups" if "group" in data.columns else "rows"
@@ -43,6 +44,19 @@ def pairs(
             f"{len(rows)} held-out {kind}: at least {MIN_ROWS} are needed; simulate more, or train with a larger test "
             "split (--set split.test=0.2)."
         )
+    return chosen(posterior, data, rows, noise, most, rng, seed)
+
+
+def chosen(
+    posterior: Any,
+    data: Simulations,
+    rows: np.ndarray,
+    noise: Noise | None,
+    most: int,
+    rng: np.random.Generator,
+    seed: int,
+) -> Pairs:
+    """At most so many of these rows, chosen by `rng`, in the order of the file."""
     rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
     theta = gather(data.columns["theta"], rows)
     columns = [data.names.index(name) for name in posterior.names]
@@ -51,18 +65,53 @@ def pairs(
 
 
 def held_out(posterior: Any, data: Simulations) -> np.ndarray:
-    """The valid rows of `data` that `posterior` was not trained on, nor on others of their groups."""
+    """The valid rows of `data` that `posterior` was not trained on or repaired by, nor on others of their groups.
+
+    Raises:
+        DataError: it was repaired by all of them.
+
+    """
+    record, parts = getattr(posterior, "record", {}), _parts(posterior, data)
+    if parts is not None:
+        new = _later(data, record["data"]["rows"], np.concatenate([parts.train, parts.validation]))
+        return np.concatenate([parts.test, new])
+    known = _known(data, record.get("repaired", {}).get("data", {}))
+    rows = _later(data, known, np.arange(known))
+    if known and not len(rows):
+        raise DataError(
+            f"the posterior was repaired by these {known} rows, which cannot judge it: calibrate on the file that it "
+            "was trained on, or on other simulations."
+        )
+    return rows
+
+
+def spare(posterior: Any, data: Simulations) -> np.ndarray:
+    """The valid rows to repair `posterior` by: on the file that it was trained on those that validated, else all."""
+    parts = _parts(posterior, data)
+    return np.flatnonzero(data.valid) if parts is None else parts.validation
+
+
+def _parts(posterior: Any, data: Simulations) -> Split | None:
+    """How training split its rows, where they are the first of `data`."""
     record = getattr(posterior, "record", {})
-    trained = record.get("data", {})
+    known = _known(data, record.get("data", {}))
+    return data.split(SplitRule(**record["split"]), known) if known else None
+
+
+def _known(data: Simulations, seen: Mapping[str, Any]) -> int:
+    """How many rows a record has seen, where they are the first of `data`; else 0."""
+    rows = seen.get("rows", 0)
+    return rows if 0 < rows <= len(data) and data.fingerprint(rows) == seen["fingerprint"] else 0
+
+
+def _later(data: Simulations, known: int, seen: np.ndarray) -> np.ndarray:
+    """The valid rows from `known` on that are in no group of the rows `seen`."""
     valid = np.flatnonzero(data.valid)
-    known = trained.get("rows", 0)
-    if not 0 < known <= len(data) or data.fingerprint(known) != trained["fingerprint"]:
-        return valid
-    parts, new = data.split(SplitRule(**record["split"]), known), valid[valid >= known]
+    new = valid[valid >= known]
     if "group" in data.columns:
         group = np.asarray(data.columns["group"][:])
-        new = new[~np.isin(group[new], group[np.concatenate([parts.train, parts.validation])])]
-    return np.concatenate([parts.test, new])
+        new = new[~np.isin(group[new], group[seen])]
+    return new
 
 
 def independent(posterior: Any, data: Simulations, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -102,7 +151,8 @@ def _weights(posterior: Any, data: Simulations, rows: np.ndarray) -> Array:
     return row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
 
 
-def _require_noise(posterior: Any, noise: Noise | None) -> None:
+def require_noise(posterior: Any, noise: Noise | None) -> None:
+    """`ExternalError` where the posterior was trained with another model of noise."""
     trained = getattr(posterior, "record", {}).get("noise")
     if trained != named(noise):
         raise ExternalError(

@@ -84,6 +84,9 @@ def _posterior(path: Path) -> str:
         compared = f"{gate['simulations']} validation simulations by {' and '.join(gate['compares'])}"
         lines.append(f"trust: observations are compared with {compared}; {gate['level']:.2%} of such are flagged")
     lines += [f"estimator: {header['estimator']}", f"prior: {'known' if header['informed'] else 'not known'}"]
+    if "repaired" in record:  # without the scores of its regions
+        kept = ("data", "rows", "seed", "scale")
+        record |= {"repaired": {key: record["repaired"][key] for key in kept}}
     return "\n".join(lines + [f"{key}: {value}" for key, value in record.items()])
 
 

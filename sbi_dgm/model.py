@@ -5,6 +5,7 @@ distributions, and what no file can hold (a prior or an embedding that is code) 
 must be passed again.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +16,7 @@ from sbi_dgm import embeddings, options, priors
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Space
 from sbi_dgm.estimators.ensemble import apart, assembled
+from sbi_dgm.estimators.rescaled import Rescaled, rescaled
 from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
 from sbi_dgm.seeds import lending
@@ -31,6 +33,7 @@ class Model(NamedTuple):
         estimator: the family as JSON.
         embedding: the embedding as JSON.
         members: networks of an ensemble.
+        repaired: whether its draws are rescaled (`sbi_dgm.repair`).
 
     """
 
@@ -41,6 +44,7 @@ class Model(NamedTuple):
     estimator: dict[str, Any]
     embedding: dict[str, Any]
     members: int = 1
+    repaired: bool = False
 
     def describe(self) -> dict[str, Any]:
         """This model as JSON."""
@@ -52,6 +56,7 @@ class Model(NamedTuple):
             "estimator": self.estimator,
             "embedding": self.embedding,
             "members": self.members,
+            "repaired": self.repaired,
         }
 
     @classmethod
@@ -60,7 +65,8 @@ class Model(NamedTuple):
         d = description
         observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
         reference = priors.restore(d["reference"], prior)
-        return cls(reference, d["informed"], observables, d["dtypes"], d["estimator"], d["embedding"], d["members"])
+        kept = {name: d[name] for name in ("informed", "dtypes", "estimator", "embedding", "members")}
+        return cls(reference, observables=observables, repaired=d.get("repaired", False), **kept)
 
 
 def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed: int) -> Conditional:
@@ -73,12 +79,17 @@ def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed
 
 
 def whole(model: Model, scalers: Mapping[str, nn.Module], embedding: Any) -> Conditional:
-    """The network of all members, untrained."""
-    return assembled([network(model, scalers, embedding, k) for k in range(model.members)], model.observables)
+    """The network of all members, untrained, rescaled by one where it is a repaired one's."""
+    members = [network(model, copy.deepcopy(dict(scalers)), embedding, k) for k in range(model.members)]
+    joint = assembled(members, model.observables)
+    return rescaled(joint, torch.ones(len(model.reference))) if model.repaired else joint
 
 
 def rebuilt(model: Model, network: Conditional) -> Conditional:
     """The weights of `network` behind the estimator's options of `model`, which must make the same weights."""
+    if isinstance(network.estimator, Rescaled):
+        inner = Conditional(network.summary, network.estimator.inner)
+        return rescaled(rebuilt(model, inner), network.estimator.scale)
     return assembled([_rebuilt(model, member) for member in apart(network)], model.observables)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from sbi_dgm import artifact, embeddings
+from sbi_dgm import artifact, conformal, embeddings, repair
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.observed import Observation, observed_arrays
 from sbi_dgm.data.scaling import blank
@@ -327,6 +327,8 @@ class Posterior:
 
         """
         return Refined(self, likelihood, effective=effective, cap=cap)
+
+    repaired, regions, intervals = repair.repaired, conformal.regions, conformal.intervals  # methods, told of there
 
     def proposals(self, n: int, x: Observation, seed: int) -> tuple[Array, Array]:
         """n draws (n, D) of one observation and their ln q, for `refined`."""

@@ -93,7 +93,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
         None if asked is None else local(evidence, posterior, asked, rng),
     )
     unit = "groups" if "group" in data.columns else "rows"
-    report = findings(grounds, getattr(posterior, "prior", None), unit)
+    report = findings(grounds, getattr(posterior, "prior", None), unit, _scales(posterior))
     if folder is not None:
         page.write(report, folder, progress=progress)
     return report
@@ -101,6 +101,12 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
 
 def _dtypes(data: Simulations) -> dict[str, str]:
     return {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
+
+
+def _scales(posterior: Judged) -> dict[str, float] | None:
+    """What a repair scaled each parameter by."""
+    repaired = getattr(posterior, "record", {}).get("repaired")
+    return None if repaired is None else {name: one["scale"] for name, one in repaired["scale"].items()}
 
 
 def _binned(evidence: Evidence, found: Mapping[str, Check]) -> dict[str, Binned]:

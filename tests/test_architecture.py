@@ -25,14 +25,14 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " data.vectors data.streaming data.guess data.observed shards executors campaign"
     ),
     (
-        "embeddings estimators.base estimators.ensemble estimators.flow estimators.continuous estimators.denoising"
-        " estimators.diffusion estimators.flow_matching estimators.continuous_flow estimators.normals"
-        " estimators.vae estimators.located"
+        "embeddings estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
+        " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"
+        " estimators.normals estimators.vae estimators.located checkpoints optimiser loop preparation weights"
     ),
-    "outliers trust samples artifact refinement model peak posterior likelihood",
-    "checkpoints optimiser loop tensorboard preparation weights gating job ensemble recipe training",
+    "outliers trust samples artifact heldout refinement model conformal repair peak posterior likelihood",
+    "tensorboard gating job ensemble recipe training",
     (
-        "heldout diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"
+        "diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"
         " diagnostics.checks diagnostics.c2st diagnostics.c2st_batched diagnostics.distances diagnostics.bins"
         " diagnostics.information diagnostics.predictive diagnostics.local diagnostics.findings sections page report"
         " benchmark.tasks benchmark.methods benchmark.scores benchmark.cells benchmark.suite benchmark.page"

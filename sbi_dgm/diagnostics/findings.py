@@ -69,6 +69,7 @@ class Report:
         visible: errors of one parameter's posterior that so many rows would have shown nine times in ten: an sd too
             `narrow` or too `wide` by that fraction, a `shift` by that many sd.
         coverage: empirical coverage of the 50, 68, 90 and 95 % highest-density regions.
+        repaired: what a repair scaled each parameter by, or None.
         warnings: what a reader should know though no check accuses.
         local: p-values at given observations, corrected for their number; apart from the verdict.
         grounds: arrays that all this is made of.
@@ -91,6 +92,7 @@ class Report:
     learned: dict[str, dict[str, float]]
     visible: dict[str, float]
     coverage: dict[str, float]
+    repaired: dict[str, float] | None
     warnings: list[str]
     local: list[float]
     grounds: Grounds = field(repr=False)
@@ -126,7 +128,7 @@ class Report:
         return {k: v for k, v in vars(self).items() if k != "grounds"}
 
 
-def findings(grounds: Grounds, prior: Prior | None, unit: str) -> Report:
+def findings(grounds: Grounds, prior: Prior | None, unit: str, repaired: dict[str, float] | None = None) -> Report:
     """The report on these grounds."""
     evidence, names = grounds.evidence, list(grounds.evidence.names)
     tests = len(grounds.checks) + bool(grounds.bins)
@@ -156,6 +158,7 @@ def findings(grounds: Grounds, prior: Prior | None, unit: str) -> Report:
         learned=learned,
         visible=visible(len(evidence.theta), LEVEL / tests / 3)._asdict(),
         coverage={f"{p:.0%}": float((grounds.checks[REGIONS].ranks <= p).mean()) for p in (0.5, 0.68, 0.9, 0.95)},
+        repaired=repaired,
         warnings=warned(learned, evidence.draws.shape[1]),
         local=local_p,
         grounds=grounds,
