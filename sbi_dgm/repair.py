@@ -147,7 +147,7 @@ def _scales(
     about = Rescaled(posterior.network.estimator, torch.ones(len(posterior.names)))
     for rows, seen in conformal.blocks(theta, x, RANKED):
         samples = posterior.sample(RANKED, seen, seed=int(rng.integers(2**62)))
-        centre = about.centre(posterior._context(seen)[0])
+        centre = about.centre(posterior._context(posterior._seen(seen)[0]))
         parts.append((coordinates.forward(samples.array)[0], centre.double().cpu().numpy()))
         bar.update(len(theta[rows]))
     draws, centre = (np.concatenate(part) for part in zip(*parts, strict=True))

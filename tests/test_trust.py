@@ -372,6 +372,10 @@ def test_the_file_keeps_the_gate_to_the_bit(trained, tmp_path):
         check_same_gate(loaded, fit_toy(simulations(seed=2)))
 
 
+def test_a_repaired_posterior_keeps_the_gate(trained):
+    check_same_gate(trained.repaired(simulations(600, seed=5), draws=100, progress=False), trained)
+
+
 def test_a_resumed_run_has_the_same_gate(trained, tmp_path):
     with interrupted_at(20):
         fit_toy(out=tmp_path / "run")
