@@ -1,5 +1,8 @@
 """The gate at an observation, against known distributions: how often it flags, what it sees, and what it names."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 from scipy.special import ndtr
