@@ -9,7 +9,6 @@ sbi, ours alone is timed. Results go to `benchmarks/results/calibration.json`.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 
 import sbi_dgm
 from sbi_dgm.estimators.flow import Flow
+from sbi_dgm.files import write_json
 from sbi_dgm.simulator import find
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
@@ -103,12 +103,10 @@ def main() -> None:
         for name in seconds:
             seconds[name].append(timed(calls[name]))  # type: ignore[arg-type]
             print(name, seconds[name], flush=True)
-    found = vars(a) | {"seconds": seconds, "load": round(os.getloadavg()[0], 1)}
-    if "sbi" in seconds:
-        ratios = [b / a for a, b in zip(seconds["sbi_dgm"], seconds["sbi"], strict=True)]
-        found["ratio"] = [round(r, 2) for r in ratios]
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+        found = vars(a) | {"seconds": seconds, "load": round(os.getloadavg()[0], 1)}
+        if "sbi" in seconds:
+            found["ratio"] = [round(b / a, 1) for a, b in zip(seconds["sbi_dgm"], seconds["sbi"], strict=True)]
+        write_json(RESULTS, found)
 
 
 if __name__ == "__main__":
