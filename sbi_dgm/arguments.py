@@ -106,6 +106,9 @@ def calibrate(p: argparse.ArgumentParser) -> None:
     _layout(p)
     p.add_argument("--draws", type=int, default=1000, help="draws of each row")
     p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
+    p.add_argument(
+        "--quantities", metavar="PACKAGE.MODULE:NAME", help="functions of the parameters by name, judged too"
+    )
     p.add_argument("--simulator", help="run it again for predictive checks: a name, or package.module:Object")
     p.add_argument(
         "--at", metavar="OBSERVATION", help="test the posterior at this observation too, apart from the rest"

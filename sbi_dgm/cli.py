@@ -186,6 +186,7 @@ def _calibrate(a: argparse.Namespace) -> int:
         posterior,
         _opened(a, layout),
         out=a.out,
+        test_quantities=_imported(a.quantities),
         noise=_imported(a.noise),
         simulator=None if a.simulator is None else find(a.simulator),
         at=None if a.at is None else read_observation(a.at, posterior.model.observables, a.row, layout),

@@ -84,14 +84,18 @@ def test_calibrate_reports_and_its_exit_code_is_the_verdict(job):
     assert written == {"index.html", "report.json", "draws.h5", "figures"}
 
 
-def test_calibrate_simulates_again_and_looks_at_an_observation(job, capsys):
+def test_calibrate_simulates_again_and_looks_at_an_observation(job, capsys, monkeypatch):
     folder = job[0]
+    (folder / "mine.py").write_text("QUANTITIES = {'sum': lambda t: t['theta_1'] + t['theta_2']}\n")
+    monkeypatch.chdir(folder)
     asked = ["--simulator", "gaussian_linear", "--at", folder / "x.txt", "--draws", 50, "--overwrite"]
+    asked += ["--quantities", "mine:QUANTITIES"]
     code = command(
         "calibrate", folder / "run" / "posterior.safetensors", folder / "fresh.h5", "-o", folder / "again", *asked
     )
     report = json.loads((folder / "again" / "report.json").read_text())
     assert set(report["predictions"]) == {f"replication, component {k}" for k in (1, 2, 3)}
+    assert set(report["quantities"]) == {"sum"}
     assert len(report["local"]) == 1
     passed = report["calibrated"] and report["local"][0] >= report["level"]
     assert code == (0 if passed else 1)

@@ -50,6 +50,7 @@ class Check(NamedTuple):
 
 def checks(evidence: Evidence, quantities: Mapping[str, Quantity], rng: np.random.Generator) -> dict[str, Check]:
     """All checks by name: parameters, quantities, regions, points."""
+    _require_functions(quantities)
     names = [*evidence.names, REGIONS, ANYWHERE, PREDICTED]
     for name in quantities:
         if name in names:
@@ -61,6 +62,14 @@ def checks(evidence: Evidence, quantities: Mapping[str, Quantity], rng: np.rando
         found[name] = _ranked(_values(name, function, truth), _values(name, function, drawn), OF_VALUES, rng)
     found[REGIONS] = _ranked(-evidence.log_prob, -evidence.drawn_log_prob, OF_REGIONS, rng)
     return found | _points(evidence, rng)
+
+
+def _require_functions(quantities: Any) -> None:
+    if not isinstance(quantities, Mapping) or not all(map(callable, quantities.values())):
+        raise OptionError(
+            f"test quantities are functions of the parameters by name, such as {{'S8': f}}: this is a "
+            f"{type(quantities).__name__}."
+        )
 
 
 def _ranked(truth: Array, draws: Array, words: Words, rng: np.random.Generator) -> Check:
