@@ -178,15 +178,19 @@ def contraction(panels: Mapping[str, tuple[Array, Array]]) -> Figure:
 
 
 def replications(panels: Mapping[str, tuple[Array, Array]]) -> Figure:
-    """Another observation of the truth (C,), and the 50 and 95 % range of predicted ones (S, C), by title."""
+    """Another observation of the truth (C,), and the 50 and 95 % range of predicted ones (S, C), by title.
+
+    Each number is shown less the mean of its predictions, in units of their sd.
+    """
     figure, axes = _panels(len(panels), 2.2)
     for axis, (title, (truth, drawn)) in zip(axes, panels.items(), strict=True):
-        place = np.arange(len(truth))
+        place, spread = np.arange(len(truth)), drawn.std(0)
+        truth, drawn = ((one - drawn.mean(0)) / np.where(spread > 0, spread, 1.0) for one in (truth, drawn))
         for low, high in ((0.025, 0.975), (0.25, 0.75)):
             below, above = np.quantile(drawn, [low, high], axis=0)
             axis.bar(place, above - below, bottom=below, width=0.8, color=GREY, alpha=0.3, lw=0)
         axis.plot(place, truth, "o", color=COLOURS[0], ms=3)
-        axis.set(title=title, xlabel="number of x", ylabel="x")
+        axis.set(title=title, xlabel="number of x", ylabel="x, standardised")
     return figure
 
 

@@ -230,8 +230,8 @@ def replications(report: Report) -> Section:
         "Would the next observation look as predicted?",
         f"For {len(predicted.rows)} simulations the simulator was run again, once at the truth and {REPLICATIONS} "
         "times at draws of the posterior given the first observation. Shown are four of them: dots are the "
-        "observation that the truth would give next, grey what the posterior predicts (50 and 95 %). Tested are the "
-        "main directions in which x varies.",
+        "observation that the truth would give next, grey what the posterior predicts (50 and 95 %), in units of the "
+        "prediction's sd. Tested are the main directions in which x varies.",
         "The dots lie in the grey as often as its shares say.",
         _told(report.predictions, "component"),
         draw,

@@ -84,3 +84,14 @@ def test_figures_need_no_screen_and_leave_pyplot_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_replications_are_shown_in_units_of_the_prediction():
+    rng = np.random.default_rng(0)
+    truth, drawn = np.array([103.0, 5.0]), 100 + 2 * rng.normal(size=(4000, 2))
+    drawn[:, 1] = 4.0
+    figure = plots.replications({"row 1": (truth, drawn)})
+    (points,) = figure.axes[0].lines
+    assert points.get_ydata() == pytest.approx([1.5, 1.0], abs=0.06), "a number that never varies has no unit"
+    wide = figure.axes[0].patches[0]
+    assert (wide.get_y(), wide.get_y() + wide.get_height()) == pytest.approx((-1.96, 1.96), abs=0.1)
