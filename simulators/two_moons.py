@@ -50,16 +50,18 @@ class TwoMoons(Published):
 
     def reference_posterior(self, x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         """Exact draws (n, 2) for any x: the crescent turned back, either sign of theta_1 + theta_2, cut to the box."""
-        kept, count = [], 0
+        kept, count, size = [], 0, max(n, 10_000)
         for _ in range(1000):
-            q = (x - _crescent(n, rng)) * np.sqrt(2)  # (-|theta_1 + theta_2|, -theta_1 + theta_2)
-            total = -q[:, 0] * rng.choice([-1.0, 1.0], n)
+            q = (x - _crescent(size, rng)) * np.sqrt(2)  # (-|theta_1 + theta_2|, -theta_1 + theta_2)
+            total = -q[:, 0] * rng.choice([-1.0, 1.0], size)
             theta = np.stack([total - q[:, 1], total + q[:, 1]], axis=1) / 2
             kept.append(theta[(q[:, 0] <= 0) & (np.abs(theta) <= 1).all(1)])
             count += len(kept[-1])
             if count >= n:
                 return np.concatenate(kept)[:n]
-        raise ObservationError(f"x = {x} is (nearly) impossible under the prior: {count} of {1000 * n} proposals hold.")
+        raise ObservationError(
+            f"x = {x} is (nearly) impossible under the prior: {count} of {1000 * size} proposals hold."
+        )
 
 
 def _crescent(n: int, rng: np.random.Generator) -> np.ndarray:

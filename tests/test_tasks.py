@@ -289,6 +289,16 @@ def check_far_draws(draw, sds):
     assert stats.kstest(way, "expon").pvalue > 1e-4
 
 
+def test_few_draws_of_a_rare_observation_are_found():
+    """A simulated x at the corner of the box, which 7 crescents in 10,000 reach."""
+    x = np.array([-0.49103505, -0.78762662])
+    task = find("two_moons")
+    draws = task.reference_posterior(x, 200, np.random.default_rng(0))
+    assert np.isfinite(task.log_likelihood(draws, x)).all()
+    assert (np.abs(draws) <= 1).all()
+    assert len(draws) == 200
+
+
 @pytest.mark.parametrize("sds", [1e3, 1e5, 1e6])
 def test_truncated_normals_keep_their_digits_far_outside(sds):
     check_far_draws(truncated.within, sds)
