@@ -3,7 +3,7 @@
     sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2          # hours; goes on where it stopped
     sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2 --seeds 1,2 --tasks SMALL
     sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2 --budgets 100000 --tasks two_moons,slcp
-    python benchmarks/defaults.py results [--methods flow,diffusion,flow_x4,refined,npe]
+    python benchmarks/defaults.py results [--methods flow,diffusion,flow_x4,refined,sbi_npe.npe]
 
 SMALL are the six tasks of fewer than ten parameters. The table says, for each method, the mean C2ST of observations 1
 to 5, which helped to choose, and of 6 to 10, which did not; the median of all, and seconds of training; all averaged
