@@ -34,7 +34,7 @@ OF_DISTANCES = Words("misplaced", "misplaced", "overconfident", "underconfident"
 OF_PREDICTIONS = Words("overconfident", "less informed than x allows", "overconfident", "underconfident")
 OF_REPLICATIONS = Words("predicted too low", "predicted too high", "predicted too narrowly", "predicted too broadly")
 REGIONS, ANYWHERE, PREDICTED = "regions", "points anywhere", "points predicted"
-REPLICATED = "replication, component {}"
+REPLICATED, EVERYWHERE = "replication, component {}", "worst of all bins"
 
 
 class Check(NamedTuple):
@@ -51,9 +51,9 @@ class Check(NamedTuple):
 def checks(evidence: Evidence, quantities: Mapping[str, Quantity], rng: np.random.Generator) -> dict[str, Check]:
     """All checks by name: parameters, quantities, regions, points."""
     _require_functions(quantities)
-    names = [*evidence.names, REGIONS, ANYWHERE, PREDICTED]
+    names = [*evidence.names, REGIONS, ANYWHERE, PREDICTED, EVERYWHERE]
     for name in quantities:
-        if name in names:
+        if name in names or name.startswith(REPLICATED.format("")):
             raise OptionError(f"test quantity {name!r}: that is the name of a check already; call it something else.")
     own = ranks(evidence.theta, evidence.draws, rng)
     found = {name: Check(u, OF_VALUES) for name, u in zip(evidence.names, own.T, strict=True)}

@@ -8,7 +8,7 @@ import numpy as np
 
 from sbi_dgm.diagnostics import bins
 from sbi_dgm.diagnostics.bins import Binned
-from sbi_dgm.diagnostics.checks import ANYWHERE, PREDICTED, REGIONS, REPLICATED, Check
+from sbi_dgm.diagnostics.checks import ANYWHERE, EVERYWHERE, PREDICTED, REGIONS, REPLICATED, Check
 from sbi_dgm.diagnostics.evidence import Evidence
 from sbi_dgm.diagnostics.information import Information, warned
 from sbi_dgm.diagnostics.local import Local
@@ -18,7 +18,6 @@ from sbi_dgm.priors import Prior
 from sbi_dgm.univariate import Array
 
 LEVEL = 0.01  # probability that a calibrated posterior is accused, over all checks together
-EVERYWHERE = "worst of all bins"
 
 
 class Grounds(NamedTuple):
