@@ -50,10 +50,11 @@ def ours(path: str, mode: str, steps: int) -> dict[str, float]:
     """Set up as `fit` does and take `steps` steps: rows a second, seconds before the first, peak memory."""
     import torch
 
-    from sbi_dgm import Prior, Simulations, SplitRule, Training, embeddings
+    from sbi_dgm import Prior, Simulations, SplitRule, Training
     from sbi_dgm.data.reading import Reading
     from sbi_dgm.data.source import Source
     from sbi_dgm.distributions import Uniform
+    from sbi_dgm.embeddings.fusion import Auto
     from sbi_dgm.estimators.base import FAMILIES
     from sbi_dgm.estimators.flow import Flow
     from sbi_dgm.loop import Run
@@ -70,7 +71,7 @@ def ours(path: str, mode: str, steps: int) -> dict[str, float]:
     how, parts, device = Training(batch_size=BATCH), data.split(SplitRule()), torch.device("cpu")
     ready = prepare(Source(data, prior), parts, Reading(mode=mode), how, seed=0, device=device)  # type: ignore[arg-type]
     model = Model(prior, True, data.observables, {}, describe(FAMILIES, Flow()), {})
-    run = Run(network(model, ready.scalers, embeddings.Auto(), 0), ready.batches, ready.held_out, how, 0, None)
+    run = Run(network(model, ready.scalers, Auto(), 0), ready.batches, ready.held_out, how, 0, None)
     run.validate()
     run._step()
     prepared = time.perf_counter() - started

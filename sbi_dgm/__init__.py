@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.data.splits import SplitRule
     from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
-    from sbi_dgm.embeddings import MLP
+    from sbi_dgm.embeddings.convolutions import CNN, Series
+    from sbi_dgm.embeddings.fusion import Fusion
+    from sbi_dgm.embeddings.sets import DeepSets
+    from sbi_dgm.embeddings.transformer import SetTransformer, Transformer
+    from sbi_dgm.embeddings.vectors import MLP
     from sbi_dgm.errors import SbiError
     from sbi_dgm.estimators.continuous_flow import ContinuousFlow
     from sbi_dgm.estimators.diffusion import Diffusion
@@ -39,7 +43,11 @@ _HOMES = {
     "data.simulations": ["Simulations"],
     "data.splits": ["SplitRule"],
     "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
-    "embeddings": ["MLP"],
+    "embeddings.convolutions": ["CNN", "Series"],
+    "embeddings.fusion": ["Fusion"],
+    "embeddings.sets": ["DeepSets"],
+    "embeddings.transformer": ["SetTransformer", "Transformer"],
+    "embeddings.vectors": ["MLP"],
     "errors": ["SbiError"],
     "estimators.continuous_flow": ["ContinuousFlow"],
     "estimators.diffusion": ["Diffusion"],
@@ -59,15 +67,18 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CNN",
     "MLP",
     "VAE",
     "Beta",
     "BoundedPrior",
     "CommandSimulator",
     "ContinuousFlow",
+    "DeepSets",
     "Diffusion",
     "Flow",
     "FlowMatching",
+    "Fusion",
     "HalfNormal",
     "Likelihood",
     "Located",
@@ -82,11 +93,14 @@ __all__ = [
     "PriorTransform",
     "Samples",
     "SbiError",
+    "Series",
+    "SetTransformer",
     "Simulations",
     "Simulator",
     "SplitRule",
     "Suite",
     "Training",
+    "Transformer",
     "TruncatedNormal",
     "Uniform",
     "calibrate",

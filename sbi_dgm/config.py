@@ -31,7 +31,7 @@ from sbi_dgm.benchmark.suite import Suite
 from sbi_dgm.data.foreign import WEIGHTS
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.splits import SplitRule
-from sbi_dgm.embeddings import EMBEDDINGS
+from sbi_dgm.embeddings.base import EMBEDDINGS
 from sbi_dgm.errors import FileError, OptionError, unknown
 from sbi_dgm.estimators.base import FAMILIES
 from sbi_dgm.files import require_file
@@ -207,5 +207,12 @@ def _word(word: str) -> tuple[str, str, Any]:
 
 def _named(kind: str, table: options.Table, content: Mapping[str, Any], default: str) -> Any:
     values = {key: value for key, value in content.items() if key != "name"}
-    nested = {k: _named(kind, table, v, default) if isinstance(v, Mapping) else v for k, v in values.items()}
+    nested = {k: _nested(kind, table, v, default) if isinstance(v, Mapping) else v for k, v in values.items()}
     return options.make(kind, table, str(content.get("name", default)), **nested)
+
+
+def _nested(kind: str, table: options.Table, content: Mapping[str, Any], default: str) -> Any:
+    """Options within options, or several of them by name."""
+    if content and all(isinstance(value, Mapping) for value in content.values()):
+        return {key: _named(kind, table, value, default) for key, value in content.items()}
+    return _named(kind, table, content, default)

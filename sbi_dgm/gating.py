@@ -8,7 +8,7 @@ import torch
 
 from sbi_dgm.data.batches import Batch, Batches, Noisy, Rows
 from sbi_dgm.data.vectors import View
-from sbi_dgm.embeddings import Summary
+from sbi_dgm.embeddings.base import Summary
 from sbi_dgm.estimators.base import Conditional
 from sbi_dgm.estimators.ensemble import apart
 from sbi_dgm.parameters import Observable

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from sbi_dgm import embeddings, options
+from sbi_dgm import options
 from sbi_dgm.data.batches import Noise, named
 from sbi_dgm.data.exchanged import Exchanged
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.source import Source
 from sbi_dgm.data.splits import Split, SplitRule
-from sbi_dgm.embeddings import Embedding
+from sbi_dgm.embeddings import base as embeddings
+from sbi_dgm.embeddings.base import Embedding
 from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Family
 from sbi_dgm.files import write_json
@@ -87,6 +88,7 @@ def train(job: Job) -> Posterior:
     ready = prepare(source, parts, reading, job.training, seed=job.seed, device=target, noise=job.noise)
     model = model._replace(dtypes={name: dtype.str for name, dtype in ready.dtypes.items()})
     untrained = network(model, ready.scalers, job.embedding, job.seed).to(target)
+    cast("embeddings.Summary", untrained.summary).gather(ready.shown())
     if folder is not None:
         _claim(folder, config, job.overwrite)
     if job.progress:
@@ -137,7 +139,8 @@ def _model(job: Job, train: np.ndarray) -> Model:
             raise OptionError(unknown("parameter", name, data.names))
     reference, informed = data.reference(names, train)
     dtypes = {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
-    described = options.describe(FAMILIES, job.estimator), embeddings.describe(job.embedding)
+    embedding = embeddings.chosen(job.embedding, data.observables)
+    described = options.describe(FAMILIES, job.estimator), embeddings.describe(embedding)
     return Model(reference, informed, data.observables, dtypes, *described)
 
 

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from sbi_dgm import embeddings, options, priors
+from sbi_dgm import options, priors
+from sbi_dgm.embeddings import base as embeddings
+from sbi_dgm.embeddings.fusion import FEW
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Space
 from sbi_dgm.estimators.ensemble import apart, assembled
@@ -65,8 +67,17 @@ class Model(NamedTuple):
         d = description
         observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
         reference = priors.restore(d["reference"], prior)
-        kept = {name: d[name] for name in ("informed", "dtypes", "estimator", "embedding", "members")}
-        return cls(reference, observables=observables, repaired=d.get("repaired", False), **kept)
+        kept = {name: d[name] for name in ("informed", "dtypes", "estimator", "members")}
+        embedding, repaired = _resolved(d["embedding"], observables), d.get("repaired", False)
+        return cls(reference, observables=observables, embedding=embedding, repaired=repaired, **kept)
+
+
+def _resolved(embedding: dict[str, Any], observables: Mapping[str, Observable]) -> dict[str, Any]:
+    """An embedding as files have it now: before there were convolutions, "auto" was a rule about vectors."""
+    if embedding["name"] != "auto":
+        return embedding
+    few = sum(o.size for o in observables.values()) <= embedding["options"].get("limit", FEW)
+    return {"name": "flatten" if few else "mlp", "options": {}}
 
 
 def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed: int) -> Conditional:

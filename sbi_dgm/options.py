@@ -74,16 +74,26 @@ def imported(place: str) -> Any:
 
 
 def describe(table: Table, options: Options) -> dict[str, Any]:
-    """`options` as JSON: its name in the table and its values, nested options alike."""
+    """`options` as JSON: its name in the table and its values; options in them alike, alone or several by name."""
     values = {field: getattr(options, field) for field in type(options).model_fields}
-    nested = {k: describe(table, v) if isinstance(v, Options) else v for k, v in values.items()}
-    return {"name": name_in(table, options), "options": nested}
+    return {"name": name_in(table, options), "options": {key: _plain(table, v) for key, v in values.items()}}
+
+
+def _plain(table: Table, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(table, part) for key, part in value.items()}
+    return describe(table, value) if isinstance(value, Options) else value
 
 
 def restore(kind: str, table: Table, description: Mapping[str, Any]) -> Any:
     """The inverse of `describe`."""
-    values = {
-        key: restore(kind, table, value) if isinstance(value, Mapping) else value
-        for key, value in description.get("options", {}).items()
-    }
+    values = {key: _made(kind, table, value) for key, value in description.get("options", {}).items()}
     return make(kind, table, description["name"], **values)
+
+
+def _made(kind: str, table: Table, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(value.get("name"), str):
+        return restore(kind, table, value)
+    return {key: _made(kind, table, part) for key, part in value.items()}

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sbi_dgm import distributions
-from sbi_dgm.errors import OptionError, PriorError
+from sbi_dgm.errors import OptionError, PriorError, unknown
 
 RESERVED = ("chain", "draw", "observation", "log_prob", "log_weight")  # columns of a file of samples
-KINDS = ("array", "set")
+KINDS = {"array": range(33), "series": (1, 2), "field": (2, 3), "set": (2,)}  # and how many axes they have
 
 
 def _check_name(name: str) -> None:
@@ -70,8 +70,8 @@ class Observable:
         unit: as printed.
         label: LaTeX without dollars.
         names: optional names of the entries of a vector, or of the features of a set's members.
-        kind: "array", or "set": members (M, F) in no order, padded to M, whose last feature says whether a
-            member is there (1) or padding (0).
+        kind: "array"; "series", (L,), or (K, L) with K channels; "field", (H, W), or (K, H, W); or "set": members
+            (M, F) in no order, padded to M, whose last feature says whether a member is there (1) or padding (0).
 
     """
 
@@ -82,8 +82,13 @@ class Observable:
     kind: str = "array"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or (self.kind == "set" and len(self.shape) != 2):
-            raise OptionError(f"Observable{self.shape} of kind {self.kind!r}: known are 'array' and (M, F) 'set'.")
+        if self.kind not in KINDS:
+            raise OptionError(unknown("kind of observable", self.kind, KINDS))
+        if len(self.shape) not in KINDS[self.kind]:
+            raise OptionError(
+                f"an observable of shape {self.shape} is no {self.kind}: a series is (L,) or (K, L), a field (H, W) or "
+                "(K, H, W), a set (M, F)."
+            )
 
     @property
     def size(self) -> int:

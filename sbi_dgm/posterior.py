@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from sbi_dgm import artifact, conformal, embeddings, repair
+from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.observed import Observation, observed_arrays
 from sbi_dgm.data.scaling import blank
+from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing

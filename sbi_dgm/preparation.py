@@ -1,6 +1,6 @@
 """What training needs of simulations: batches, validation rows and scalers, from memory or as a stream."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ CHOICE = 8  # stream that chooses validation rows
 PIECE_BYTES = 2**23
 
 
-Stream = Iterator[tuple[np.ndarray, Batch]]
+Stream = Callable[[], Iterator[tuple[np.ndarray, Batch]]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Prepared:
         held_out: validation rows, with noise that stays.
         scalers: by observable, from training rows alone.
         dtypes: of the observables as a network sees them: a model of noise may turn integers into fractions.
+        stream: all training rows in order, with their numbers, read when called.
 
     """
 
@@ -40,6 +41,11 @@ class Prepared:
     held_out: Rows
     scalers: Mapping[str, Standardise]
     dtypes: Mapping[str, np.dtype]
+    stream: Stream
+
+    def shown(self) -> Iterator[Mapping[str, Tensor]]:
+        """The observables of all training rows, batch after batch."""
+        return (part.x for _, part in self.stream())
 
 
 def prepare(
@@ -66,8 +72,9 @@ def prepare(
     dtypes = {name: np.dtype(column.dtype) for name, column in source.columns.items()}
     if noise is not None:
         dtypes = {name: values[:1].cpu().numpy().dtype for name, values in held_out.x.items()}
-    seen: Iterator[tuple[np.ndarray, Mapping[str, Tensor]]] = ((rows, part.x) for rows, part in stream)
-    return Prepared(batches, held_out, scalers(source.data.observables, dtypes, len(parts.train), seen), dtypes)
+    seen: Iterator[tuple[np.ndarray, Mapping[str, Tensor]]] = ((rows, part.x) for rows, part in stream())
+    scaled = scalers(source.data.observables, dtypes, len(parts.train), seen)
+    return Prepared(batches, held_out, scaled, dtypes, stream)
 
 
 def read(
@@ -80,22 +87,31 @@ def read(
     device: torch.device,
     noise: Noise | None = None,
 ) -> tuple[Batches, Rows, Stream]:
-    """Batches of training rows, validation rows, and all training rows in order, which are read when asked for."""
+    """Batches of training rows, validation rows, and all training rows in order."""
     held_out = source.take(_validation(source, parts.validation, reading, seed)).to(device)
     size = training.batch(len(parts.train))
     if reading.mode == "memory":
         train = source.take(parts.train).to(device)
         batches: Batches = Shuffled(train, size, seed, ORDER)
-        stream = _pieces(train, source.blocks(parts.train, PIECE_BYTES))
+
+        def stream() -> Iterator[tuple[np.ndarray, Batch]]:
+            return _pieces(train, source.blocks(parts.train, PIECE_BYTES))
     else:
         buffer = reading.buffer_mib * 2**20
         batches = Streamed(source, parts.train, size, seed, ORDER, buffer=buffer, device=device)
-        stream = ((rows, part.to(device)[:]) for rows, part in source.stream(parts.train, PIECE_BYTES))
+
+        def stream() -> Iterator[tuple[np.ndarray, Batch]]:
+            return ((rows, part.to(device)[:]) for rows, part in source.stream(parts.train, PIECE_BYTES))
+
     if noise is not None:
         batches = Noisy(batches, noise, seed, TRAINING)
         pieces = [noisy(piece, noise, seed, VALIDATION, i) for i, piece in enumerate(held_out.pieces())]
         held_out = Rows(*together(pieces))
-        stream = ((rows, noisy(part, noise, seed, SCALING, int(rows[0]))) for rows, part in stream)
+        return (
+            batches,
+            held_out,
+            lambda: ((rows, noisy(part, noise, seed, SCALING, int(rows[0]))) for rows, part in stream()),
+        )
     return batches, held_out, stream
 
 

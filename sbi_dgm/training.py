@@ -11,12 +11,14 @@ from typing import Any, Literal, overload
 from torch import nn
 from tqdm import tqdm
 
-from sbi_dgm import embeddings, ensemble, job, options, recipe
+from sbi_dgm import ensemble, job, options, recipe
 from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.exchanged import exchanged
 from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
+from sbi_dgm.embeddings import base as embeddings
+from sbi_dgm.embeddings.fusion import Auto
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.estimators.base import Family, family
 from sbi_dgm.job import Job
@@ -185,7 +187,7 @@ def _refined(asked: Job, members: int, workers: int | None) -> Refined:
     rows = len(asked.data.split(asked.split).train)
     chosen = recipe.recommended("likelihood", asked.data, rows).family
     folder = None if asked.folder is None else asked.folder / job.REFINING
-    beside = _exchanging(replace(asked, estimator=chosen, embedding=embeddings.Auto(), folder=folder))
+    beside = _exchanging(replace(asked, estimator=chosen, embedding=Auto(), folder=folder))
     began = time.monotonic()
     posterior = _kept(asked, members) or _posterior(asked, members, workers)
     left = max(0.0, asked.limit - (time.monotonic() - began))

@@ -6,7 +6,7 @@ from torch import nn
 
 from sbi_dgm.data.scaling import Standardise
 from sbi_dgm.distributions import LogUniform, Uniform
-from sbi_dgm.embeddings import Flatten
+from sbi_dgm.embeddings.vectors import Flatten
 from sbi_dgm.estimators.base import Conditional, Estimator, Space
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.model import Model, network

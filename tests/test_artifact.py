@@ -17,7 +17,7 @@ from torch import nn
 import sbi_dgm
 from sbi_dgm import artifact, load
 from sbi_dgm.distributions import LogNormal, Uniform
-from sbi_dgm.embeddings import MLP
+from sbi_dgm.embeddings.vectors import MLP
 from sbi_dgm.errors import ExternalError, FileError, OptionError
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.located import Located

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_dgm import embeddings
 from sbi_dgm.data.scaling import Standardise, bent
-from sbi_dgm.embeddings import MLP, Auto, External, Flatten, Summary
+from sbi_dgm.embeddings import base as embeddings
+from sbi_dgm.embeddings.base import External, Summary
+from sbi_dgm.embeddings.fusion import Auto
+from sbi_dgm.embeddings.vectors import MLP, Flatten
 from sbi_dgm.errors import ExternalError, OptionError
 from sbi_dgm.parameters import Observable
 

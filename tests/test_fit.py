@@ -8,7 +8,7 @@ from training_toys import PRIOR, Own, check_same, fit, simulations
 
 import sbi_dgm
 from sbi_dgm.distributions import Normal
-from sbi_dgm.embeddings import MLP
+from sbi_dgm.embeddings.vectors import MLP
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.loop import Training

@@ -13,7 +13,7 @@ from scipy.stats import binom, kstest, norm
 import sbi_dgm
 from sbi_dgm import cli, conformal, load
 from sbi_dgm.data.scaling import Standardise
-from sbi_dgm.embeddings import Flatten
+from sbi_dgm.embeddings.vectors import Flatten
 from sbi_dgm.errors import DataError, ExternalError, OptionError
 from sbi_dgm.estimators.base import family
 from sbi_dgm.estimators.flow import Flow

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock
 
-from sbi_dgm import embeddings, options, recipe
+from sbi_dgm import options, recipe
 from sbi_dgm.benchmark.tasks import plain
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
+from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Family, family
 from sbi_dgm.likelihood import Likelihood

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
-from sbi_dgm.embeddings import Observables, Summary
+from sbi_dgm.embeddings.base import Observables, Summary
 from sbi_dgm.estimators.base import Conditional, Estimator
 
 Draw = Callable[..., tuple[Tensor, Tensor]]

@@ -1,0 +1,1 @@
+"""Summaries of observables: one kind of observable a file."""

@@ -1,0 +1,228 @@
+r"""Summaries of series and fields by residual convolutions, over one axis or two.
+
+A stem of stride s and kernel s turns patches into channels, which loses nothing where it has as many channels as a
+patch has numbers, and makes all that follows s^2 times cheaper. Stages of pre-activation residual blocks (He et al.
+2016, arXiv:1603.05027),
+
+.. math::  h \leftarrow h + W_2 * a(W_1 * a(h)),
+
+with W_2 = 0 at first and without normalisation, so that rows never see each other, are parted by convolutions of stride
+2. Each stage gives of each channel
+
+.. math::  \langle h \rangle \quad \text{and} \quad \ln(\langle h^2 \rangle + \epsilon) ,
+
+means over all places: as the stream starts linear in x, the second is the logarithm of a spectrum in learned bands,
+which is all that a Gaussian field has to tell. Where the axes are not periodic, the last stage's places are seen one by
+one too, because where things lie may matter; where they are, nothing depends on it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sbi_dgm.embeddings.base import Learned
+from sbi_dgm.errors import OptionError
+from sbi_dgm.networks import ResidualMLP
+from sbi_dgm.parameters import Observable
+
+LAST = 4  # places along an axis of the last stage, at most twice as many
+LONG = 8 * LAST  # an axis from which a stem of stride 4 is taken
+WIDEST = 2  # channels of the last stage, in units of the first's
+EPSILON = 1e-4
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+class Convolutional(Learned):
+    """The options of a convolutional summary.
+
+    Attributes:
+        hidden: channels of the first stage; the next have twice as many.
+        blocks: residual blocks of a stage.
+        periodic: the axes close on themselves, and nothing depends on where things lie.
+        head: width of the network that makes the summary of what stages give.
+
+    """
+
+    hidden: int = Field(default=32, ge=1)
+    blocks: int = Field(default=2, ge=0)
+    periodic: bool = False
+    head: int = Field(default=128, ge=1)
+
+    def _pyramid(self, channels: int, places: Sequence[int], dimension: int) -> "Pyramid":
+        return Pyramid(
+            channels,
+            places,
+            self.length(dimension),
+            hidden=self.hidden,
+            blocks=self.blocks,
+            periodic=self.periodic,
+            head=self.head,
+        )
+
+
+class Series(Convolutional):
+    """A summary of a series (L,), or of several channels (K, L) or (L, K), K the smaller."""
+
+    def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
+        axes = channels_first(name, observable, 1)
+        channels, length = arranged(observable.shape, axes)
+        return nn.Sequential(Arranged(axes), self._pyramid(channels, (length,), dimension))
+
+
+class CNN(Convolutional):
+    """A summary of a field (H, W), or of several channels (K, H, W) or (H, W, K), K the smallest.
+
+    Attributes:
+        symmetric: training turns and mirrors each batch, and moves it where the axes are periodic, because a field
+            is as likely as its images.
+
+    """
+
+    symmetric: bool = False
+
+    def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
+        axes = channels_first(name, observable, 2)
+        channels, *places = arranged(observable.shape, axes)
+        images = [Images(self.periodic, places[0] == places[1])] if self.symmetric else []
+        return nn.Sequential(Arranged(axes), *images, self._pyramid(channels, places, dimension))
+
+
+def channels_first(name: str, observable: Observable, places: int) -> tuple[int, ...]:
+    """The order of an observable's axes in which channels come first, one axis more than there are `places`.
+
+    The first is -1 where there is none: one channel.
+
+    >>> channels_first("map", Observable((64, 64, 3)), 2), channels_first("flux", Observable((100,)), 1)
+    ((2, 0, 1), (-1, 0))
+    """
+    shape = observable.shape
+    if observable.kind == "set" or len(shape) not in (places, places + 1):
+        raise OptionError(
+            f"observable {name!r} has shape {shape} and is a{'' if observable.kind == 'set' else 'n'} "
+            f"{observable.kind}: this embedding takes {places} axes, or {places + 1} with channels."
+        )
+    if len(shape) == places:
+        return (-1, *range(places))
+    return (places, *range(places)) if shape[-1] < min(shape[:-1]) else tuple(range(places + 1))
+
+
+def arranged(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """The shape with its axes in that order."""
+    return [1 if axis < 0 else shape[axis] for axis in axes]
+
+
+class Arranged(nn.Module):
+    """Channels first: (B, *shape) -> (B, K, ...)."""
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = [axis + 1 for axis in axes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, None] if self.axes[0] == 0 else x.permute(0, *self.axes)
+
+
+class Images(nn.Module):
+    """In training, one of a field's mirror images, turned where it is a square, and moved where it is periodic."""
+
+    def __init__(self, periodic: bool, square: bool) -> None:
+        super().__init__()
+        self.periodic, self.square = periodic, square
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        height, width, turn, *mirrored = torch.rand(5).tolist()
+        x = x.flip([axis for axis, side in zip((2, 3), mirrored, strict=True) if side < 0.5])
+        x = x.transpose(2, 3) if self.square and turn < 0.5 else x
+        shifts = int(height * x.shape[2]), int(width * x.shape[3])
+        return x.roll(shifts, (2, 3)) if self.periodic else x
+
+
+class Pyramid(nn.Module):
+    """Stem, stages and head: (B, K, L) or (B, K, H, W) -> (B, features).
+
+    Args:
+        channels: K.
+        places: lengths of the axes.
+        features: of the summary.
+        hidden, blocks, periodic, head: as in `Convolutional`.
+
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        places: Sequence[int],
+        features: int,
+        *,
+        hidden: int,
+        blocks: int,
+        periodic: bool,
+        head: int,
+    ) -> None:
+        super().__init__()
+        stride = _stride(places, periodic)
+        lengths = [-(-length // stride) for length in places]
+        self.missing = [n * stride - length for n, length in zip(lengths, places, strict=True)]
+        self.stem = _convolution(len(places), channels, hidden, stride, stride)
+        self.stages, self.steps = nn.ModuleList(), nn.ModuleList()
+        width, pooled = hidden, 0
+        while True:
+            self.stages.append(nn.Sequential(*(Residual(len(places), width, periodic) for _ in range(blocks))))
+            pooled += 2 * width
+            if max(lengths) <= LAST or min(lengths) < 2:
+                break
+            wider = min(2 * width, WIDEST * hidden)
+            self.steps.append(_convolution(len(places), width, wider, 3, 2, **_around(periodic)))
+            width, lengths = wider, [-(-length // 2) for length in lengths]
+        seen = 0 if periodic else width
+        for length in lengths:
+            seen *= length
+        self.periodic = periodic
+        self.head = ResidualMLP(pooled + seen, features, hidden=head, blocks=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(self.missing):
+            x = nn.functional.pad(x, [side for extra in reversed(self.missing) for side in (0, extra)])
+        h, pooled = self.stem(x), []
+        for stage, step in zip(self.stages, [*self.steps, None], strict=True):
+            h = stage(h)
+            flat = h.flatten(2)
+            pooled += [flat.mean(-1), (flat.square().mean(-1) + EPSILON).log()]
+            h = h if step is None else step(h)
+        seen = [] if self.periodic else [h.flatten(1)]
+        return self.head(torch.cat(pooled + seen, dim=1))
+
+
+class Residual(nn.Module):
+    """h + W_2 * a(W_1 * a(h)), W_2 = 0 at first: (B, K, ...) -> (B, K, ...)."""
+
+    def __init__(self, axes: int, channels: int, periodic: bool) -> None:
+        super().__init__()
+        self.inner = _convolution(axes, channels, channels, 3, **_around(periodic))
+        self.outer = _convolution(axes, channels, channels, 3, **_around(periodic))
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, h: Tensor) -> Tensor:
+        silu = nn.functional.silu
+        return h + self.outer(silu(self.inner(silu(h))))
+
+
+def _convolution(axes: int, inputs: int, outputs: int, kernel: int, stride: int = 1, **how: Any) -> Any:
+    return CONVOLUTIONS[axes](inputs, outputs, kernel, stride, **how)
+
+
+def _around(periodic: bool) -> dict[str, Any]:
+    """What a kernel of three meets beyond the edges."""
+    return {"padding": 1, "padding_mode": "circular" if periodic else "zeros"}
+
+
+def _stride(places: Sequence[int], periodic: bool) -> int:
+    """Of the stem: 4, 2 or 1 by the shortest axis; a divisor of all where they are periodic."""
+    most = 4 if min(places) >= LONG else 2 if min(places) >= LONG // 2 else 1
+    fits = [stride for stride in (4, 2, 1) if stride <= most and (not periodic or all(n % stride == 0 for n in places))]
+    return fits[0]
