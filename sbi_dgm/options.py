@@ -55,7 +55,11 @@ def make(kind: str, table: Table, name: str, /, **values: Any) -> Any:
 def name_in(table: Table, options: Options) -> str:
     """The inverse of `make` for names."""
     place = (type(options).__module__, type(options).__name__)
-    return next(name for name, entry in table.items() if entry == place)
+    for name, entry in table.items():
+        if entry == place:
+            return name
+    own = ".".join(place)
+    raise OptionError(f"{own} is not the library's own, and no file can hold it. Known: {', '.join(table)}.")
 
 
 def imported(place: str) -> Any:

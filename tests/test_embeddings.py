@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from sbi_dgm.config import settings
 from sbi_dgm.data.scaling import Standardise, bent
 from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.embeddings.base import External, Summary
-from sbi_dgm.embeddings.fusion import Auto
+from sbi_dgm.embeddings.convolutions import CNN, Series
+from sbi_dgm.embeddings.fusion import Auto, Fusion
+from sbi_dgm.embeddings.sets import DeepSets
+from sbi_dgm.embeddings.transformer import Transformer
 from sbi_dgm.embeddings.vectors import MLP, Flatten
 from sbi_dgm.errors import ExternalError, OptionError
 from sbi_dgm.parameters import Observable
@@ -119,3 +123,94 @@ def test_the_users_module_itself_is_not_touched():
     for weight in built.parameters():
         weight.data.add_(1.0)
     assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+
+
+# By shape
+
+
+MIXED = {
+    "map": Observable((2, 32, 32)),
+    "jet": Observable((30, 4), kind="set"),
+    "trace": Observable((2, 64)),
+    "flux": Observable((3,)),
+    "spectrum": Observable((100,)),
+}
+SUMMARIES = {"map": CNN(), "jet": DeepSets(), "trace": Series(), "flux": Flatten(), "spectrum": MLP()}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_auto_goes_by_shape(name):
+    assert Auto().chosen({name: MIXED[name]}) == SUMMARIES[name]
+
+
+def test_auto_fuses_observables_of_several_kinds():
+    chosen = Auto().chosen(MIXED)
+    assert isinstance(chosen, Fusion)
+    assert chosen.parts == SUMMARIES
+    assert chosen.chosen(MIXED) == chosen
+
+
+def mixed(rows: int) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    x = {name: torch.randn(rows, *o.shape, generator=noise) for name, o in MIXED.items()}
+    return x | {"jet": torch.cat([x["jet"][..., :-1], (x["jet"][..., -1:] > 0).float()], -1)}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_fusion_sees_each_of_its_observables_and_rows_stay_alone(name):
+    x, network = mixed(3), Fusion().chosen(MIXED).build(MIXED, 2).eval()
+    context = network(x)
+    other = x | {name: x[name].clone()}
+    other[name][1, ..., 0] += 1
+    assert not torch.allclose(network(other)[1], context[1])
+    assert torch.allclose(network(other)[[0, 2]], context[[0, 2]], atol=1e-6)
+
+
+def test_a_fusion_of_few_numbers_learns_nothing_more():
+    few = {"a": Observable((3,)), "b": Observable((2,))}
+    x = {"a": torch.randn(4, 3), "b": torch.randn(4, 2)}
+    assert torch.equal(Fusion().chosen(few).build(few, 2)(x), torch.cat([x["a"], x["b"]], 1))
+
+
+def test_a_part_of_ones_own_choice_is_kept_and_survives_json():
+    fusion = Fusion(parts={"map": MLP(features=3), "trace": Transformer()}).chosen(MIXED)
+    assert fusion.parts == SUMMARIES | {"map": MLP(features=3), "trace": Transformer()}
+    assert embeddings.restore(embeddings.describe(fusion)) == fusion
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [({"maps": CNN()}, "unknown observable 'maps': did you mean 'map'"), ({"map": "cnn"}, "options of an embedding")],
+)
+def test_a_fusion_of_what_is_not_there_is_refused(parts, message):
+    with pytest.raises(OptionError, match=message):
+        Fusion(parts=parts).chosen(MIXED)
+
+
+def test_a_fusion_from_a_file_of_settings(tmp_path):
+    (tmp_path / "run.toml").write_text(
+        '[embedding]\nname = "fusion"\nhidden = 32\n[embedding.parts.map]\nname = "cnn"\nperiodic = true\n'
+    )
+    assert settings(tmp_path / "run.toml", [])["embedding"] == Fusion(hidden=32, parts={"map": CNN(periodic=True)})
+
+
+def test_a_class_that_no_file_can_hold_is_refused():
+    class Own(MLP):
+        pass
+
+    with pytest.raises(OptionError, match="Own is not the library's own"):
+        embeddings.describe(Own())
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "message"),
+    [
+        ((3,), "set", "is no set"),
+        ((4,), "field", "is no field"),
+        ((), "series", "is no series"),
+        ((3,), "tree", "tree"),
+    ],
+)
+def test_an_observable_that_is_not_what_it_is_called_is_refused(shape, kind, message):
+    with pytest.raises(OptionError, match=message):
+        Observable(shape, kind=kind)

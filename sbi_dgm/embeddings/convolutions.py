@@ -191,11 +191,15 @@ class Pyramid(nn.Module):
         h, pooled = self.stem(x), []
         for stage, step in zip(self.stages, [*self.steps, None], strict=True):
             h = stage(h)
-            flat = h.flatten(2)
-            pooled += [flat.mean(-1), (flat.square().mean(-1) + EPSILON).log()]
+            pooled.append(spectrum(h.flatten(2)))
             h = h if step is None else step(h)
         seen = [] if self.periodic else [h.flatten(1)]
         return self.head(torch.cat(pooled + seen, dim=1))
+
+
+def spectrum(h: Tensor) -> Tensor:
+    """Mean and logarithm of the mean square of each channel: (B, K, P) -> (B, 2 K)."""
+    return torch.cat([h.mean(-1), (h.square().mean(-1) + EPSILON).log()], dim=1)
 
 
 class Residual(nn.Module):
