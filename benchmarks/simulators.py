@@ -1,0 +1,73 @@
+"""Rows that each simulator makes in a second on one core.
+
+    OMP_NUM_THREADS=1 python benchmarks/simulators.py [names ...] [-o benchmarks/results/simulators.json]
+
+Each is called on draws of its prior in batches of 1,000 rows, as campaigns do, for two seconds at least and three
+batches; the quickest batch counts, since others wait for the rest of the machine. Prints the table of
+docs/simulators.md.
+"""
+
+import argparse
+import platform
+import time
+
+import numpy as np
+
+from sbi_dgm.errors import SbiError
+from sbi_dgm.files import write_json
+from sbi_dgm.parameters import Observable
+from sbi_dgm.simulator import Simulator, available, find
+
+ROWS, SECONDS, BATCHES = 1000, 2.0, 3
+
+
+def measured(simulator: Simulator) -> dict[str, object]:
+    """Rows a second, and what a row is."""
+    rng, seconds = np.random.default_rng(0), []
+    simulator(simulator.prior.sample(10, seed=0), rng)
+    while sum(seconds) < SECONDS or len(seconds) < BATCHES:
+        theta = simulator.prior.sample(ROWS, seed=1 + len(seconds))
+        began = time.perf_counter()
+        simulator(theta, rng)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "parameters": ", ".join(simulator.prior.names),
+        "x": "; ".join(f"{name} {said(o)}" for name, o in simulator.observables.items()),
+        "rows_per_second": round(ROWS / min(seconds)),
+        "exact": hasattr(simulator, "reference_posterior"),
+    }
+
+
+def said(observable: Observable) -> str:
+    """An observable's shape in words."""
+    shape = " x ".join(map(str, observable.shape)) or "1"
+    return f"up to {observable.shape[0]} x {observable.shape[1] - 1}" if observable.kind == "set" else shape
+
+
+def markdown(found: dict[str, dict[str, object]]) -> str:
+    """The table."""
+    lines = ["| simulator | parameters | x | exact posterior | rows a second |", "|---|---|---|---|---|"]
+    for name, row in found.items():
+        exact, rate = "yes" if row["exact"] else "", f"{row['rows_per_second']:,}"
+        lines.append(f"| `{name}` | {row['parameters']} | {row['x']} | {exact} | {rate} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", default=sorted(available()))
+    parser.add_argument("-o", "--out", default="benchmarks/results/simulators.json")
+    a = parser.parse_args()
+    found: dict[str, dict[str, object]] = {}
+    for name in a.names:
+        try:
+            found[name] = measured(find(name))
+        except SbiError as error:
+            print(f"{name}: {error}")
+    write_json(a.out, {"machine": platform.processor() or platform.machine(), "simulators": found})
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()
