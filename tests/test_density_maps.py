@@ -179,7 +179,7 @@ def test_a_power_that_no_lognormal_field_has_is_refused():
 
 def test_every_universe_of_the_prior_has_lognormal_maps():
     problem = LognormalMaps()
-    theta = np.array(np.meshgrid([0.1, 0.15, 0.2, 0.3, 0.5], [0.6, 1.0], [-1.6, -0.4])).reshape(3, -1).T
+    theta = np.array(np.meshgrid([0.15, 0.2, 0.3, 0.5], [0.6, 1.0], [-1.6, -0.4])).reshape(3, -1).T
     eigenvalues = problem.signal(theta)[..., problem.slice.quadrant]
     gaussian, _ = problem.slice.lognormal(eigenvalues)
     assert (gaussian / eigenvalues).min() > 0.4

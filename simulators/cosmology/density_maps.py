@@ -55,7 +55,7 @@ class Slices:
     def __init__(self) -> None:
         self.prior = Prior(
             [
-                Parameter("omega_m", Uniform(0.1, 0.5), r"\Omega_m"),
+                Parameter("omega_m", Uniform(0.15, 0.5), r"\Omega_m"),
                 Parameter("sigma_8", Uniform(0.6, 1.0), r"\sigma_8"),
                 Parameter("w0", Uniform(-1.6, -0.4), "w_0"),
             ]

@@ -17,8 +17,9 @@ k in h/Mpc, P in (Mpc/h)^3, A from sigma_8, D from `background.growth`. T is a s
     \frac{\sin k \tilde s}{k \tilde s}, \quad \tilde s = \frac{s}{(1 + (\beta_\mathrm{node} / ks)^3)^{1/3}} ,
 
 with k in 1/Mpc and q = k / (13.41 k_eq): equations 2 to 24 of astro-ph/9709112, whose authors give an accuracy of a
-few per cent. Dark energy changes D alone: it mattered neither when T was made nor, unclustered, at these k since.
-Neutrinos are massless.
+few per cent. Against CAMB 2.0.5, P is within 4 % for k from 0.003 to 3 h/Mpc at Omega_m = 0.3 and within 9 % from
+0.15 to 0.5; at 0.1, where half of the matter is baryons, it is 20 % off. Dark energy changes D alone: it
+mattered neither when T was made nor, unclustered, at these k since. Neutrinos are massless.
 """
 
 from typing import NamedTuple
