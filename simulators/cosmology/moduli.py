@@ -5,8 +5,8 @@ x is normal, and its mean is linear in the moduli mu at some redshifts z_j, and 
 .. math::
     x \sim N(b + B\, (\mu(z_j; \Omega_m, w_0) + M), C) .
 
-With the Cholesky factor L of C and L^{-1} B = Q R, the part of x that theta rules is y = Q^T L^{-1} (x - b), as many
-numbers as there are z_j, of unit covariance and mean R (mu + M): however long x is, a theta costs little. For given
+With the Cholesky factor L of C and L^{-1} B = Q R, the part of x that theta rules is y = Q^T L^{-1} (x - b), no more
+numbers than there are z_j, of unit covariance and mean R (mu + M): however long x is, a theta costs little. For given
 (Omega_m, w_0) the likelihood is Gaussian in M, of precision p = \|v\|^2 with v = R (1, ..., 1) and mean
 v . (y - R mu) / p.
 """
@@ -44,7 +44,7 @@ class Moduli:
 
     Attributes:
         prior: of omega_m, w0 and M.
-        nodes: the redshifts z_j (J,), J <= K.
+        nodes: the redshifts z_j (J,).
         design: B (K, J).
         offset: b (K,), or a number.
         covariance: C (K, K).
@@ -58,17 +58,17 @@ class Moduli:
     covariance: Any
 
     @cached_property
-    def _factor(self) -> Array:
+    def factor(self) -> Array:
         return np.linalg.cholesky(self.covariance)
 
     @cached_property
-    def _rotated(self) -> tuple[Array, Array]:
-        """Q (K, J) and R (J, J)."""
-        q, r = np.linalg.qr(solve_triangular(self._factor, self.design, lower=True))
+    def rotated(self) -> tuple[Array, Array]:
+        """Q (K, Y) and R (Y, J), Y the lesser of J and K."""
+        q, r = np.linalg.qr(solve_triangular(self.factor, self.design, lower=True))
         return q, r
 
     def __call__(self, theta: Array, rng: np.random.Generator) -> Array:
-        noise = rng.standard_normal((len(theta), len(self._factor))) @ self._factor.T
+        noise = rng.standard_normal((len(theta), len(self.factor))) @ self.factor.T
         return self.mean(theta) + noise
 
     def mean(self, theta: Array) -> Array:
@@ -79,8 +79,8 @@ class Moduli:
     def log_likelihood(self, theta: Array, x: Array) -> Array:
         """ln p(x | theta): (B, 3), (K,) -> (B,)."""
         y, rest = self._reduced(x)
-        away = y - (distance_modulus(self.nodes, theta[:, 0], theta[:, 1]) + theta[:, 2:]) @ self._rotated[1].T
-        log_det = 2 * np.log(np.diag(self._factor)).sum()
+        away = y - (distance_modulus(self.nodes, theta[:, 0], theta[:, 1]) + theta[:, 2:]) @ self.rotated[1].T
+        log_det = 2 * np.log(np.diag(self.factor)).sum()
         return -0.5 * ((away**2).sum(-1) + rest + log_det + len(x) * np.log(2 * np.pi))
 
     def reference_posterior(self, x: Array, n: int, rng: np.random.Generator, cells: int = 400) -> Array:
@@ -105,14 +105,14 @@ class Moduli:
         return np.column_stack([shape, np.clip(offset, low[2], high[2])])
 
     def _reduced(self, x: Array) -> tuple[Array, float]:
-        """Y (J,), and the chi^2 of what no theta changes."""
-        white = solve_triangular(self._factor, np.asarray(x, float) - self.offset, lower=True)
-        y = self._rotated[0].T @ white
+        """y (Y,), and the chi^2 of what no theta changes."""
+        white = solve_triangular(self.factor, np.asarray(x, float) - self.offset, lower=True)
+        y = self.rotated[0].T @ white
         return y, white @ white - y @ y
 
     def _marginal(self, shape: Array, x: Array, low: float, high: float) -> tuple[Array, ...]:
         """ln of the integral of the likelihood over M (up to a constant), and the mean and sd of M."""
-        r = self._rotated[1]
+        r = self.rotated[1]
         v = r.sum(1)
         away = self._reduced(x)[0] - distance_modulus(self.nodes, shape[:, 0], shape[:, 1]) @ r.T
         precision = v @ v
