@@ -25,11 +25,12 @@ Outcome = tuple[dict[str, np.ndarray], dict[int, BaseException]]  # the observab
 
 
 class Plan(NamedTuple):
-    """What makes a campaign's rows, apart from their number."""
+    """What makes a campaign's rows, apart from their number; so many rows behind each other share their theta."""
 
     simulator: Simulator
     seed: int
     shard_rows: int
+    repeats: int = 1
 
     def header(self) -> Header:
         """The header of its files; two plans with one header make the same rows."""
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
             "seed": self.seed,
             "shard_rows": self.shard_rows,
         }
+        made_by |= {"repeats": self.repeats} if self.repeats > 1 else {}
         prior = self.simulator.prior
         return Header(prior.parameters, self.simulator.observables, prior.describe(), made_by)
 
@@ -71,15 +73,18 @@ def fill(plan: Plan, index: int, folder: Path) -> int:
 
 
 def draw(plan: Plan, index: int) -> Block:
-    """The columns of shard `index`; `failure` is among them only where rows failed."""
+    """The columns of shard `index`; `failure` is among them only where rows failed, `group` where rows share theta."""
     rng = numpy_generator(plan.seed, index)
-    theta = plan.simulator.prior.draw(plan.shard_rows, rng)
+    drawn = plan.simulator.prior.draw(plan.shard_rows // plan.repeats, rng)
+    theta = drawn.repeat(plan.repeats, axis=0)
     x, errors = _outcome(plan, theta, rng, index)
     errors = _not_finite(x) | errors
     valid = ~np.isin(np.arange(len(theta)), list(errors))
     columns = {f"x/{name}": _blank(a, valid) for name, a in x.items()}
     number = np.full(len(theta), index, np.uint64)
     block = {"theta": theta, **columns, "valid": valid.astype(np.uint8), "seed": number}
+    if plan.repeats > 1:
+        block["group"] = (index * len(drawn) + np.arange(len(drawn))).repeat(plan.repeats)
     return block | {"failure": _messages(errors, len(theta))} if errors else block
 
 
