@@ -23,8 +23,8 @@ def rng(seed=0):
 class TwiceAsWide(Bump):
     """A likelihood that takes the full width for the half."""
 
-    def _log_intensity(self, theta, mass):
-        return super()._log_intensity(theta * [1, 2, 1], mass)
+    def intensity(self, theta, mass):
+        return super().intensity(theta * [1, 2, 1], mass)
 
 
 class TooNarrow(Bump):
@@ -87,9 +87,7 @@ def test_a_share_without_resolution_is_noticed():
 @pytest.mark.parametrize("theta", CORNERS)
 def test_the_intensity_integrates_to_the_expected_number(theta):
     problem = Bump()
-    found = quad(
-        lambda y: np.exp(problem._log_intensity(theta[None], np.array([y])))[0, 0], LOW, HIGH, points=[theta[0]]
-    )
+    found = quad(lambda y: problem.intensity(theta[None], np.array([y]))[0, 0], LOW, HIGH, points=[theta[0]])
     assert found[0] == pytest.approx(problem.background / (1 - theta[2]), rel=1e-9)
 
 
@@ -108,7 +106,7 @@ def test_the_likelihood_of_no_event_and_of_one_are_poissons():
 def check_masses(problem, theta):
     """Masses against the likelihood's own density, and their number against its mean and Poisson's variance."""
     x = Bump()(np.tile(theta, (ROWS, 1)), rng())
-    density = np.exp(problem._log_intensity(theta[None], AXIS)[0])
+    density = problem.intensity(theta[None], AXIS)[0]
     below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
     seen = x[x[..., 1] == 1, 0]
     assert stats.kstest(seen, lambda y: np.interp(y, AXIS, below / below[-1])).pvalue > 1e-4

@@ -103,6 +103,13 @@ class Bump:
         """Draws (n, 3) for any x, by importance resampling; masses in bins of a GeV lead there, x makes the weights."""
         return posterior_draws(self.log_likelihood, self.prior, x, n, rng, rough=self._binned)[0]
 
+    def intensity(self, theta: np.ndarray, mass: np.ndarray) -> np.ndarray:
+        """Expected events for each GeV at a seen mass [GeV] in the window: (B, 3), (n,) -> (B, n)."""
+        place, width, fraction = theta.T
+        ratio = fraction / (1 - fraction) / acceptance(place, width)
+        signal = voigt_profile(mass - place[:, None], RESOLUTION, width[:, None] / 2)
+        return self.background * (ratio[:, None] * signal + falling(mass))
+
     def _expected(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected events (B,) of signal and background, wherever they are seen."""
         mass, width, fraction = theta.T
@@ -139,16 +146,9 @@ class Bump:
             return np.full(theta.shape[:-1], -np.inf)
         flat = theta.reshape(-1, 3)
         parts = np.array_split(flat, max(1, flat.shape[0] * len(mass) // TERMS))
-        log_density = np.concatenate([self._log_intensity(part, mass) @ count for part in parts])
+        log_density = np.concatenate([np.log(self.intensity(part, mass)) @ count for part in parts])
         expected = self.background / (1 - theta[..., 2])
         return log_density.reshape(theta.shape[:-1]) - expected - gammaln(count.sum() + 1)
-
-    def _log_intensity(self, theta: np.ndarray, mass: np.ndarray) -> np.ndarray:
-        """ln of the expected events for each GeV: (B, 3), (n,) -> (B, n)."""
-        place, width, fraction = theta.T
-        ratio = fraction / (1 - fraction) / acceptance(place, width)
-        signal = voigt_profile(mass - place[:, None], RESOLUTION, width[:, None] / 2)
-        return np.log(self.background * (ratio[:, None] * signal + falling(mass)))
 
 
 def acceptance(mass: np.ndarray, width: np.ndarray) -> np.ndarray:

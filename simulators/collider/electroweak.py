@@ -7,7 +7,7 @@ For helicities i, j in {L, R} of electron and muon, both without mass, and C = C
     A_{ij} = \frac{e^2 Q_e Q_\mu}{s} + \frac{g_Z^2\, g_i g_j}{s - M_Z^2 + i M_Z \Gamma_Z} + \delta_{iL} \delta_{jL}\, C,
     \qquad g_L = -\tfrac12 + s_W^2, \quad g_R = s_W^2, \quad g_Z^2 = \frac{e^2}{s_W^2 (1 - s_W^2)} ,
 
-with c the cosine of the angle between e- and mu- (Particle Data Group 2022, doi:10.1093/ptep/ptac097, ch. 49),
+with c the cosine of the angle between e- and mu- (Particle Data Group 2022, doi:10.1093/ptep/ptac097),
 
 .. math::
     \frac{d\sigma}{dc} = F (1 + c)^2 + B (1 - c)^2, \qquad
