@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.data.splits import SplitRule
     from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
+    from sbi_dgm.embeddings.compression import PCA
     from sbi_dgm.embeddings.convolutions import CNN, Series
     from sbi_dgm.embeddings.fusion import Fusion
     from sbi_dgm.embeddings.sets import DeepSets
@@ -43,6 +44,7 @@ _HOMES = {
     "data.simulations": ["Simulations"],
     "data.splits": ["SplitRule"],
     "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
+    "embeddings.compression": ["PCA"],
     "embeddings.convolutions": ["CNN", "Series"],
     "embeddings.fusion": ["Fusion"],
     "embeddings.sets": ["DeepSets"],
@@ -69,6 +71,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CNN",
     "MLP",
+    "PCA",
     "VAE",
     "Beta",
     "BoundedPrior",

@@ -25,8 +25,8 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " data.vectors data.streaming data.guess data.observed shards executors campaign"
     ),
     (
-        "embeddings.base embeddings.vectors embeddings.convolutions embeddings.sets embeddings.transformer"
-        " embeddings.fusion"
+        "embeddings.base embeddings.vectors embeddings.compression embeddings.convolutions embeddings.sets"
+        " embeddings.transformer embeddings.fusion"
         " estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
         " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"
         " estimators.normals estimators.vae estimators.located checkpoints optimiser loop preparation weights"

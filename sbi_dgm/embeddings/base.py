@@ -127,6 +127,8 @@ class Summary(nn.Module):
         parts = [part for part in self.modules() if isinstance(part, Gathering)]
         if not parts:
             return
+        learning = self.training
+        self.eval()
         for part in parts:
             part.seen = []
         for x in rows:
@@ -134,6 +136,7 @@ class Summary(nn.Module):
         for part in parts:
             part.settle(part.seen or [])
             part.seen = None
+        self.train(learning)
 
     @property
     def plain(self) -> bool:
@@ -143,18 +146,26 @@ class Summary(nn.Module):
     @torch.no_grad()
     def features(self, observables: Observables) -> int:
         """C, found by embedding two rows of zeros."""
-        device, learning = next(self.buffers()).device, self.training
-        context = self.eval()({name: torch.zeros(2, *observables[name].shape, device=device) for name in self.names})
-        self.train(learning)
-        if context.ndim != 2 or len(context) != 2:
-            raise OptionError(f"the embedding gave {tuple(context.shape)} for 2 rows: it must give (2, C).")
-        return context.shape[1]
+        device = next(self.buffers()).device
+        return outputs(self, {name: torch.zeros(2, *observables[name].shape, device=device) for name in self.names})
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, x: Mapping[str, Tensor]) -> int:
+    """C of a module from observables by name to (B, C), found by two rows of them."""
+    learning = module.training
+    context = module.eval()(x)
+    module.train(learning)
+    if context.ndim != 2 or len(context) != 2:
+        raise OptionError(f"the embedding gave {tuple(context.shape)} for 2 rows: it must give (2, C).")
+    return context.shape[1]
 
 
 EMBEDDINGS: options.Table = {
     "auto": ("sbi_dgm.embeddings.fusion", "Auto"),
     "flatten": ("sbi_dgm.embeddings.vectors", "Flatten"),
     "mlp": ("sbi_dgm.embeddings.vectors", "MLP"),
+    "pca": ("sbi_dgm.embeddings.compression", "PCA"),
     "series": ("sbi_dgm.embeddings.convolutions", "Series"),
     "transformer": ("sbi_dgm.embeddings.transformer", "Transformer"),
     "cnn": ("sbi_dgm.embeddings.convolutions", "CNN"),

@@ -5,13 +5,13 @@ bottleneck that all layers of a flow share fits less of the noise.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sbi_dgm.embeddings.base import Embedding, Learned, Observables
+from sbi_dgm.embeddings.base import Embedding, Learned, Observables, outputs
 from sbi_dgm.embeddings.convolutions import CNN, Series
 from sbi_dgm.embeddings.sets import DeepSets
 from sbi_dgm.embeddings.vectors import MLP, Flatten
@@ -48,16 +48,10 @@ class Fusion(Learned):
 
     def build(self, observables: Observables, dimension: int) -> nn.Module:
         parts = {name: part.build({name: observables[name]}, dimension) for name, part in self.parts.items()}
-        numbers = sum(lengths(self.parts, observables, dimension).values())
+        numbers = sum(outputs(part, {name: torch.zeros(2, *observables[name].shape)}) for name, part in parts.items())
         if numbers <= FEW:
             return _Fusion(parts, nn.Identity())
         return _Fusion(parts, ResidualMLP(numbers, self.length(dimension), hidden=self.hidden, blocks=self.blocks))
-
-
-def lengths(parts: Mapping[str, Embedding], observables: Observables, dimension: int) -> dict[str, int]:
-    """How many numbers each part gives."""
-    given = {n: p.length(dimension) if isinstance(p, Learned) else observables[n].size for n, p in parts.items()}
-    return cast("dict[str, int]", given)
 
 
 class _Fusion(nn.Module):
