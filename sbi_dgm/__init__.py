@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sbi_dgm.embeddings.compression import PCA
     from sbi_dgm.embeddings.convolutions import CNN, Series
     from sbi_dgm.embeddings.fusion import Fusion
+    from sbi_dgm.embeddings.moped import moped
     from sbi_dgm.embeddings.sets import DeepSets
     from sbi_dgm.embeddings.transformer import SetTransformer, Transformer
     from sbi_dgm.embeddings.vectors import MLP
@@ -47,6 +48,7 @@ _HOMES = {
     "embeddings.compression": ["PCA"],
     "embeddings.convolutions": ["CNN", "Series"],
     "embeddings.fusion": ["Fusion"],
+    "embeddings.moped": ["moped"],
     "embeddings.sets": ["DeepSets"],
     "embeddings.transformer": ["SetTransformer", "Transformer"],
     "embeddings.vectors": ["MLP"],
@@ -109,6 +111,7 @@ __all__ = [
     "calibrate",
     "fit",
     "load",
+    "moped",
     "run_benchmark",
     "simulate",
     "unbatched",

@@ -28,8 +28,14 @@ class Embedding(Options):
         """What these options come to for observables; only a rule, such as `Auto`, comes to something else."""
         return self
 
+    def require_made(self) -> None:
+        """`OptionError` where something has to be made before training, such as a compression, and is not."""
+
     def build(self, observables: Observables, dimension: int) -> nn.Module:
-        """A module from scaled observables by name, each (B, *shape), to (B, C), for D = `dimension` parameters."""
+        """A module from scaled observables by name, each (B, *shape), to (B, C), for D = `dimension` parameters.
+
+        Those that its attribute `raw` names, where it has one, it gets as they are.
+        """
         raise NotImplementedError
 
 
@@ -64,12 +70,13 @@ class Learned(Embedding):
 class Gathering(nn.Module):
     """A part of an embedding with numbers that come from training rows, such as a mean: it calls `gather` in `forward`.
 
-    `Summary.gather` shows it all training rows, then has it `settle`.
+    `Summary.gather` shows it all training rows, then has it `settle`; what has settled stays.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] | None = None
+        self.settled = False
 
     def gather(self, x: Tensor) -> None:
         """Note what is seen, while training rows are shown."""
@@ -113,18 +120,18 @@ class Summary(nn.Module):
 
     def __init__(self, scalers: Mapping[str, nn.Module], embedding: nn.Module) -> None:
         super().__init__()
-        self.names = tuple(scalers)
+        self.names, self.raw = tuple(scalers), raw(embedding)
         self.scalers = nn.ModuleList(scalers.values())
         self.embedding = embedding
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         pairs = zip(self.names, self.scalers, strict=True)
-        return self.embedding({name: scaler(x[name]) for name, scaler in pairs})
+        return self.embedding({name: x[name] if name in self.raw else scaler(x[name]) for name, scaler in pairs})
 
     @torch.no_grad()
     def gather(self, rows: Iterable[Mapping[str, Tensor]]) -> None:
         """Let parts take their numbers from training rows, given as batches of observables."""
-        parts = [part for part in self.modules() if isinstance(part, Gathering)]
+        parts = [part for part in self.modules() if isinstance(part, Gathering) and not part.settled]
         if not parts:
             return
         learning = self.training
@@ -135,7 +142,7 @@ class Summary(nn.Module):
             self(x)
         for part in parts:
             part.settle(part.seen or [])
-            part.seen = None
+            part.seen, part.settled = None, True
         self.train(learning)
 
     @property
@@ -145,9 +152,14 @@ class Summary(nn.Module):
 
     @torch.no_grad()
     def features(self, observables: Observables) -> int:
-        """C, found by embedding two rows of zeros."""
+        """C, found by embedding two rows of ones."""
         device = next(self.buffers()).device
-        return outputs(self, {name: torch.zeros(2, *observables[name].shape, device=device) for name in self.names})
+        return outputs(self, {name: torch.ones(2, *observables[name].shape, device=device) for name in self.names})
+
+
+def raw(module: nn.Module) -> frozenset[str]:
+    """The observables that a module takes as they are, not scaled."""
+    return getattr(module, "raw", frozenset())
 
 
 @torch.no_grad()
@@ -166,6 +178,7 @@ EMBEDDINGS: options.Table = {
     "flatten": ("sbi_dgm.embeddings.vectors", "Flatten"),
     "mlp": ("sbi_dgm.embeddings.vectors", "MLP"),
     "pca": ("sbi_dgm.embeddings.compression", "PCA"),
+    "moped": ("sbi_dgm.embeddings.moped", "Moped"),
     "series": ("sbi_dgm.embeddings.convolutions", "Series"),
     "transformer": ("sbi_dgm.embeddings.transformer", "Transformer"),
     "cnn": ("sbi_dgm.embeddings.convolutions", "CNN"),
@@ -194,8 +207,12 @@ def restore(description: Mapping[str, Any], external: nn.Module | None = None) -
 
 
 def chosen(embedding: "Embedding | nn.Module", observables: Observables) -> "Embedding | nn.Module":
-    """What an embedding comes to for observables."""
-    return embedding if isinstance(embedding, nn.Module) else embedding.chosen(observables)
+    """What an embedding that is to be trained comes to for observables."""
+    if isinstance(embedding, nn.Module):
+        return embedding
+    found = embedding.chosen(observables)
+    found.require_made()
+    return found
 
 
 def build(embedding: "Embedding | nn.Module", observables: Observables, dimension: int) -> nn.Module:

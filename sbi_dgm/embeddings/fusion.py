@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sbi_dgm.embeddings.base import Embedding, Learned, Observables, outputs
+from sbi_dgm.embeddings.base import Embedding, Learned, Observables, outputs, raw
 from sbi_dgm.embeddings.convolutions import CNN, Series
 from sbi_dgm.embeddings.sets import DeepSets
 from sbi_dgm.embeddings.vectors import MLP, Flatten
@@ -46,9 +46,13 @@ class Fusion(Learned):
         parts = {name: self.parts.get(name, Auto()).chosen({name: o}) for name, o in observables.items()}
         return Fusion(parts=parts, **{key: getattr(self, key) for key in ("features", "hidden", "blocks")})
 
+    def require_made(self) -> None:
+        for part in self.parts.values():
+            part.require_made()
+
     def build(self, observables: Observables, dimension: int) -> nn.Module:
         parts = {name: part.build({name: observables[name]}, dimension) for name, part in self.parts.items()}
-        numbers = sum(outputs(part, {name: torch.zeros(2, *observables[name].shape)}) for name, part in parts.items())
+        numbers = sum(outputs(part, {name: torch.ones(2, *observables[name].shape)}) for name, part in parts.items())
         if numbers <= FEW:
             return _Fusion(parts, nn.Identity())
         return _Fusion(parts, ResidualMLP(numbers, self.length(dimension), hidden=self.hidden, blocks=self.blocks))
@@ -58,6 +62,7 @@ class _Fusion(nn.Module):
     def __init__(self, parts: Mapping[str, nn.Module], last: nn.Module) -> None:
         super().__init__()
         self.names, self.parts, self.last = tuple(parts), nn.ModuleList(parts.values()), last
+        self.raw = frozenset[str]().union(*(raw(part) for part in parts.values()))
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         pairs = zip(self.names, self.parts, strict=True)

@@ -1,0 +1,77 @@
+"""Embeddings that are made before training, by more than options: their numbers travel with the weights.
+
+The options know the numbers by their digest, so that a run is resumed with the same ones, and carry them, unseen, to
+`build`. What a posterior's file restores has none: they come with its weights.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import PrivateAttr
+from torch import Tensor, nn
+
+from sbi_dgm.embeddings.base import Embedding, Observables
+from sbi_dgm.errors import OptionError
+
+State = Mapping[str, Tensor]
+
+
+class Stored(Embedding):
+    """Options of an embedding that has been made.
+
+    Attributes:
+        digest: of its numbers.
+
+    """
+
+    digest: str = ""
+    _state: dict[str, Tensor] | None = PrivateAttr(default=None)
+    _shapes: dict[str, tuple[int, ...]] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.model_dump() == other.model_dump()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def keep(self, state: State, observables: Observables) -> Any:
+        """These options with the numbers, for such observables."""
+        self._state = {name: values.detach().cpu().clone() for name, values in state.items()}
+        self._shapes = {name: o.shape for name, o in observables.items()}
+        return self
+
+    def require_made(self) -> None:
+        if self._state is None:
+            raise OptionError(
+                f"{type(self).__name__} is made in Python before training and cannot be named alone: pass what "
+                "sbi_dgm.moped(...) returned."
+            )
+
+    def build(self, observables: Observables, dimension: int) -> nn.Module:
+        module = self.blank(observables)
+        if self._state is not None:
+            shapes = {name: o.shape for name, o in observables.items()}
+            if shapes != self._shapes:
+                raise OptionError(f"the embedding was made for x of {self._shapes}, and is given x of {shapes}.")
+            module.load_state_dict(module.state_dict() | self._state)
+        return module
+
+    def blank(self, observables: Observables) -> nn.Module:
+        """The module before its numbers."""
+        raise NotImplementedError
+
+
+def digest(state: State) -> str:
+    """Sixteen hexadecimal digits that tell numbers by name from others.
+
+    >>> import torch
+    >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2)}), digest({"a": torch.zeros(3)}) == ""
+    (True, False)
+    """
+    found = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.numpy().tobytes())
+    return found.hexdigest()[:16]
