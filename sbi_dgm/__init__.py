@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from sbi_dgm.embeddings.convolutions import CNN, Series
     from sbi_dgm.embeddings.fusion import Fusion
     from sbi_dgm.embeddings.moped import moped
+    from sbi_dgm.embeddings.pretrained import pretrained
     from sbi_dgm.embeddings.sets import DeepSets
     from sbi_dgm.embeddings.transformer import SetTransformer, Transformer
     from sbi_dgm.embeddings.vectors import MLP
     from sbi_dgm.errors import SbiError
     from sbi_dgm.estimators.continuous_flow import ContinuousFlow
+    from sbi_dgm.estimators.contrastive import Contrastive
     from sbi_dgm.estimators.diffusion import Diffusion
     from sbi_dgm.estimators.flow import Flow
     from sbi_dgm.estimators.flow_matching import FlowMatching
@@ -49,11 +51,13 @@ _HOMES = {
     "embeddings.convolutions": ["CNN", "Series"],
     "embeddings.fusion": ["Fusion"],
     "embeddings.moped": ["moped"],
+    "embeddings.pretrained": ["pretrained"],
     "embeddings.sets": ["DeepSets"],
     "embeddings.transformer": ["SetTransformer", "Transformer"],
     "embeddings.vectors": ["MLP"],
     "errors": ["SbiError"],
     "estimators.continuous_flow": ["ContinuousFlow"],
+    "estimators.contrastive": ["Contrastive"],
     "estimators.diffusion": ["Diffusion"],
     "estimators.flow": ["Flow"],
     "estimators.flow_matching": ["FlowMatching"],
@@ -79,6 +83,7 @@ __all__ = [
     "BoundedPrior",
     "CommandSimulator",
     "ContinuousFlow",
+    "Contrastive",
     "DeepSets",
     "Diffusion",
     "Flow",
@@ -112,6 +117,7 @@ __all__ = [
     "fit",
     "load",
     "moped",
+    "pretrained",
     "run_benchmark",
     "simulate",
     "unbatched",

@@ -26,10 +26,11 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     ),
     (
         "embeddings.base embeddings.vectors embeddings.stored embeddings.compression embeddings.moped"
-        " embeddings.convolutions embeddings.sets embeddings.transformer embeddings.fusion"
+        " embeddings.pretrained embeddings.convolutions embeddings.sets embeddings.transformer embeddings.fusion"
         " estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
         " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"
-        " estimators.normals estimators.vae estimators.located checkpoints optimiser loop preparation weights"
+        " estimators.normals estimators.vae estimators.located estimators.contrastive checkpoints optimiser loop"
+        " preparation weights"
     ),
     "outliers trust samples artifact heldout refinement model conformal repair peak posterior likelihood",
     "tensorboard gating job ensemble recipe training",

@@ -53,9 +53,13 @@ class Standardise(nn.Module):
         self.register_buffer("curved", torch.zeros(shape, dtype=torch.bool))
         self.straight = True
 
-    def _load_from_state_dict(self, *given: Any) -> None:
-        """Read here, once, whether any entry is curved: in `forward`, each step would wait for its device."""
-        super()._load_from_state_dict(*given)
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *given: Any) -> None:
+        """Take the dtype of what is loaded, and read, once, whether any entry is curved.
+
+        In `forward`, each step would wait for its device.
+        """
+        self.to(state_dict.get(f"{prefix}mean", self.mean).dtype)
+        super()._load_from_state_dict(state_dict, prefix, *given)
         self.straight = not bool(self.curved.any())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,8 +164,9 @@ class Statistics:
             )
         sd = np.where(constant, np.maximum(1.0, rounding), sd)
         numbers = {"mean": mean, "sd": sd, "centre": centre, "width": width, "curved": curved}
-        scaler = scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
-        scaler.load_state_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
+        kept = {name: torch.as_tensor(value) for name, value in numbers.items()}
+        exact = torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32
+        scaler.load_state_dict({name: v.to(exact) if v.is_floating_point() else v for name, v in kept.items()})
         return scaler
 
 

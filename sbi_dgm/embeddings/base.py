@@ -179,6 +179,7 @@ EMBEDDINGS: options.Table = {
     "mlp": ("sbi_dgm.embeddings.vectors", "MLP"),
     "pca": ("sbi_dgm.embeddings.compression", "PCA"),
     "moped": ("sbi_dgm.embeddings.moped", "Moped"),
+    "pretrained": ("sbi_dgm.embeddings.pretrained", "Pretrained"),
     "series": ("sbi_dgm.embeddings.convolutions", "Series"),
     "transformer": ("sbi_dgm.embeddings.transformer", "Transformer"),
     "cnn": ("sbi_dgm.embeddings.convolutions", "CNN"),

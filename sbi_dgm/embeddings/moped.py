@@ -8,7 +8,6 @@ units of its spread over training rows. Nothing of it is trained.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from sbi_dgm.data.observed import Observation, observed_arrays
-from sbi_dgm.data.scaling import Standardise, Statistics
-from sbi_dgm.embeddings.base import Gathering, Observables
-from sbi_dgm.embeddings.stored import Stored, digest
+from sbi_dgm.embeddings.base import Observables
+from sbi_dgm.embeddings.stored import Scaled, Stored, digest
 from sbi_dgm.embeddings.vectors import side_by_side
 from sbi_dgm.errors import ObservationError
 from sbi_dgm.parameters import Observable
@@ -136,21 +134,3 @@ class _Moped(nn.Module):
                 "it, or make the compression without that logarithm."
             )
         return values.log()
-
-
-class Scaled(Gathering):
-    """Summaries as observables are scaled, by training rows: (B, C) -> (B, C), float32."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.standard = Standardise((features,)).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.gather(x)
-        return self.standard(x)
-
-    def settle(self, seen: list[Tensor]) -> None:
-        x: Any = torch.cat(seen).double().cpu().numpy()
-        statistics = Statistics("summary", Observable(x.shape[1:]), len(x))
-        statistics.add(np.arange(len(x)), x)
-        self.standard.load_state_dict(statistics.scaler(x.dtype).state_dict())

@@ -8,11 +8,15 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
-from sbi_dgm.embeddings.base import Embedding, Observables
+from sbi_dgm.data.scaling import Standardise, Statistics
+from sbi_dgm.embeddings.base import Embedding, Gathering, Observables
 from sbi_dgm.errors import OptionError
+from sbi_dgm.parameters import Observable
 
 State = Mapping[str, Tensor]
 
@@ -45,7 +49,7 @@ class Stored(Embedding):
         if self._state is None:
             raise OptionError(
                 f"{type(self).__name__} is made in Python before training and cannot be named alone: pass what "
-                "sbi_dgm.moped(...) returned."
+                "sbi_dgm.moped(...) or sbi_dgm.pretrained(...) returned (docs/embeddings.md)."
             )
 
     def build(self, observables: Observables, dimension: int) -> nn.Module:
@@ -75,3 +79,21 @@ def digest(state: State) -> str:
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         found.update(values.numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+class Scaled(Gathering):
+    """Summaries as observables are scaled, by training rows: (B, C) -> (B, C), float32."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.standard = Standardise((features,)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gather(x)
+        return self.standard(x)
+
+    def settle(self, seen: list[Tensor]) -> None:
+        x: Any = torch.cat(seen).double().cpu().numpy()
+        statistics = Statistics("summary", Observable(x.shape[1:]), len(x))
+        statistics.add(np.arange(len(x)), x)
+        self.standard.load_state_dict(statistics.scaler(x.dtype).state_dict())
