@@ -107,6 +107,8 @@ def _require_vectors(simulator: Simulator, log: Collection[str]) -> None:
     for name, observable in simulator.observables.items():
         if observable.kind == "set":
             raise OptionError(f"observable {name!r} is a set: a score is linear in vectors; use 'deep_sets'.")
+        if observable.optional:
+            raise OptionError(f"observable {name!r} may be absent: a score is of all numbers; use 'fusion'.")
 
 
 def _fiducial(simulator: Simulator, given: Point | None) -> Array:

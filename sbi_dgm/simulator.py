@@ -118,6 +118,8 @@ def shaped(observables: Mapping[str, Observable], output: Any, rows: int) -> dic
             raise MisfitError(f"observable {name!r} has shape {a.shape[1:]}, expected {observable.shape}")
         if a.dtype.kind not in "biuf":
             raise MisfitError(f"observable {name!r} is of type {a.dtype}, not of real numbers")
+        if observable.optional and a.dtype.kind != "f":
+            raise MisfitError(f"observable {name!r} may be absent and is of type {a.dtype}, without NaN: give floats")
         result[name] = a
     return result
 

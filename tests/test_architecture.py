@@ -25,7 +25,7 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " data.vectors data.streaming data.guess data.observed shards executors campaign score"
     ),
     (
-        "embeddings.base embeddings.vectors embeddings.stored embeddings.compression embeddings.moped"
+        "embeddings.absent embeddings.base embeddings.vectors embeddings.stored embeddings.compression embeddings.moped"
         " embeddings.pretrained embeddings.convolutions embeddings.sets embeddings.transformer embeddings.fusion"
         " estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
         " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"

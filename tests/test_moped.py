@@ -186,7 +186,7 @@ def test_without_its_numbers_it_is_no_embedding_to_train():
         with pytest.raises(OptionError, match="made in Python"):
             trained(Fusion(parts={"x": blank}), simulations(rows=100))
     theta = LINEAR.prior.sample(60, seed=0)
-    with pytest.raises(OptionError, match=r"made for x of .*'y': \(2,\).* and is given x of .*'x': \(3,\)"):
+    with pytest.raises(OptionError, match=r"made for x \(10,\), y \(2,\), and is given x \(3,\)"):
         trained(moped(LINEAR), sbi_dgm.Simulations.from_arrays(theta, np.repeat(theta[:, :1], 3, 1)))
 
 

@@ -7,6 +7,7 @@ several, and returns (B, C).
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sbi_dgm import options
+from sbi_dgm.embeddings.absent import Absent
 from sbi_dgm.errors import ExternalError, OptionError
 from sbi_dgm.options import Options
 from sbi_dgm.parameters import Observable
@@ -27,6 +29,14 @@ class Embedding(Options):
     def chosen(self, observables: Observables) -> "Embedding":
         """What these options come to for observables; only a rule, such as `Auto`, comes to something else."""
         return self
+
+    def observed(self, observables: Observables) -> Observables:
+        """Observables as observations may come: optional where training has been without them."""
+        return observables
+
+    def masks(self) -> bool:
+        """Whether its module copes with observables that are absent; for others the function `build` sees to it."""
+        return False
 
     def require_made(self) -> None:
         """`OptionError` where something has to be made before training, such as a compression, and is not."""
@@ -153,13 +163,17 @@ class Summary(nn.Module):
     @torch.no_grad()
     def features(self, observables: Observables) -> int:
         """C, found by embedding two rows of ones."""
-        device = next(self.buffers()).device
-        return outputs(self, {name: torch.ones(2, *observables[name].shape, device=device) for name in self.names})
+        return outputs(self, blanks(observables, next(self.buffers()).device))
 
 
 def raw(module: nn.Module) -> frozenset[str]:
     """The observables that a module takes as they are, not scaled."""
     return getattr(module, "raw", frozenset())
+
+
+def blanks(observables: Observables, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Two rows of ones."""
+    return {name: torch.ones(2, *observable.shape, device=device) for name, observable in observables.items()}
 
 
 @torch.no_grad()
@@ -216,8 +230,36 @@ def chosen(embedding: "Embedding | nn.Module", observables: Observables) -> "Emb
     return found
 
 
+def observed(embedding: "Embedding | nn.Module", observables: Observables) -> Observables:
+    """Observables as observations may come, of what `chosen` gave."""
+    return observables if isinstance(embedding, nn.Module) else embedding.observed(observables)
+
+
 def build(embedding: "Embedding | nn.Module", observables: Observables, dimension: int) -> nn.Module:
     """The module of an embedding's options, or a copy of the user's module, which stays as it was."""
-    if isinstance(embedding, nn.Module):
-        return External(copy.deepcopy(embedding))
-    return embedding.chosen(observables).build(observables, dimension)
+    if isinstance(embedding, Embedding):
+        embedding = embedding.chosen(observables)
+        if embedding.masks():
+            return embedding.build(observables, dimension)
+    optional = [name for name, observable in observables.items() if observable.optional]
+    if optional and len(observables) > 1:
+        raise OptionError(
+            f"observable {optional[0]!r} may be absent, and {type(embedding).__name__} takes all observables together: "
+            "give each its own summary by the embedding 'fusion'."
+        )
+    if optional:
+        return maskable(optional[0], embedding, observables[optional[0]], dimension)
+    return (
+        External(copy.deepcopy(embedding))
+        if isinstance(embedding, nn.Module)
+        else embedding.build(observables, dimension)
+    )
+
+
+def maskable(
+    name: str, embedding: "Embedding | nn.Module", observable: Observable, dimension: int, rate: float = 0.0
+) -> Absent:
+    """The module of one observable that may be absent, or that training takes away at this rate."""
+    there = {name: replace(observable, optional=False)}
+    made = build(embedding, there, dimension)
+    return Absent(name, made, outputs(made, blanks(there)), rate)

@@ -6,6 +6,7 @@ trains a summary and nothing else.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -26,14 +27,26 @@ class Pretrained(Stored):
         embedding: the options of the embedding.
         dimension: how many parameters it was trained for.
         frozen: whether it stays as it is.
+        optional: names of the observables that may be absent.
 
     """
 
     embedding: Any = None
     dimension: int = Field(default=1, ge=1)
     frozen: bool = True
+    optional: tuple[str, ...] = ()
+
+    def masks(self) -> bool:
+        return bool(self.optional)
+
+    def observed(self, observables: Observables) -> Observables:
+        return observables if self.frozen else self.embedding.observed(observables)
+
+    def fed(self, observables: Observables) -> Observables:
+        return {name: replace(o, optional=name in self.optional) for name, o in observables.items()}
 
     def blank(self, observables: Observables) -> nn.Module:
+        observables = self.fed(observables)
         scalers = {name: blank(observable) for name, observable in observables.items()}
         summary = Summary(scalers, base.build(self.embedding, observables, self.dimension))
         return _Pretrained(summary, summary.features(observables), self.frozen)
@@ -61,8 +74,14 @@ def pretrained(posterior: Any, *, frozen: bool = True) -> Pretrained:
     if model.embedding["name"] == "external":
         raise OptionError("the embedding is a module of your own: pass it, with the weights that it should start from.")
     state = {f"summary.{name}": values for name, values in posterior.network.summary.state_dict().items()}
-    options = {"embedding": base.restore(model.embedding), "dimension": len(model.reference), "frozen": frozen}
-    return Pretrained(digest=digest(state), **options).keep(state, model.observables)
+    made = Pretrained(
+        digest=digest(state),
+        embedding=base.restore(model.embedding),
+        dimension=len(model.reference),
+        frozen=frozen,
+        optional=tuple(name for name, observable in model.observables.items() if observable.optional),
+    )
+    return made.keep(state, model.observables)
 
 
 class _Pretrained(nn.Module):

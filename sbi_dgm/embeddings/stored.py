@@ -31,7 +31,7 @@ class Stored(Embedding):
 
     digest: str = ""
     _state: dict[str, Tensor] | None = PrivateAttr(default=None)
-    _shapes: dict[str, tuple[int, ...]] = PrivateAttr(default_factory=dict)
+    _made_for: str = PrivateAttr(default="")
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.model_dump() == other.model_dump()  # type: ignore[attr-defined]
@@ -42,7 +42,7 @@ class Stored(Embedding):
     def keep(self, state: State, observables: Observables) -> Any:
         """These options with the numbers, for such observables."""
         self._state = {name: values.detach().cpu().clone() for name, values in state.items()}
-        self._shapes = {name: o.shape for name, o in observables.items()}
+        self._made_for = _words(observables)
         return self
 
     def require_made(self) -> None:
@@ -55,15 +55,24 @@ class Stored(Embedding):
     def build(self, observables: Observables, dimension: int) -> nn.Module:
         module = self.blank(observables)
         if self._state is not None:
-            shapes = {name: o.shape for name, o in observables.items()}
-            if shapes != self._shapes:
-                raise OptionError(f"the embedding was made for x of {self._shapes}, and is given x of {shapes}.")
+            given = _words(self.fed(observables))
+            if given != self._made_for:
+                raise OptionError(f"the embedding was made for {self._made_for}, and is given {given}.")
             module.load_state_dict(module.state_dict() | self._state)
         return module
+
+    def fed(self, observables: Observables) -> Observables:
+        """Observables as they come to the module."""
+        return observables
 
     def blank(self, observables: Observables) -> nn.Module:
         """The module before its numbers."""
         raise NotImplementedError
+
+
+def _words(observables: Observables) -> str:
+    said = [f"{name} {o.shape}{' (may be absent)' if o.optional else ''}" for name, o in observables.items()]
+    return ", ".join(said)
 
 
 def digest(state: State) -> str:
