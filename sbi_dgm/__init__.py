@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.data.splits import SplitRule
     from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
+    from sbi_dgm.embeddings.compression import PCA
     from sbi_dgm.embeddings.convolutions import CNN, Series
     from sbi_dgm.embeddings.fusion import Fusion
+    from sbi_dgm.embeddings.moped import moped
+    from sbi_dgm.embeddings.pretrained import pretrained
     from sbi_dgm.embeddings.sets import DeepSets
     from sbi_dgm.embeddings.transformer import SetTransformer, Transformer
     from sbi_dgm.embeddings.vectors import MLP
     from sbi_dgm.errors import SbiError
     from sbi_dgm.estimators.continuous_flow import ContinuousFlow
+    from sbi_dgm.estimators.contrastive import Contrastive
     from sbi_dgm.estimators.diffusion import Diffusion
     from sbi_dgm.estimators.flow import Flow
     from sbi_dgm.estimators.flow_matching import FlowMatching
@@ -43,13 +47,17 @@ _HOMES = {
     "data.simulations": ["Simulations"],
     "data.splits": ["SplitRule"],
     "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
+    "embeddings.compression": ["PCA"],
     "embeddings.convolutions": ["CNN", "Series"],
     "embeddings.fusion": ["Fusion"],
+    "embeddings.moped": ["moped"],
+    "embeddings.pretrained": ["pretrained"],
     "embeddings.sets": ["DeepSets"],
     "embeddings.transformer": ["SetTransformer", "Transformer"],
     "embeddings.vectors": ["MLP"],
     "errors": ["SbiError"],
     "estimators.continuous_flow": ["ContinuousFlow"],
+    "estimators.contrastive": ["Contrastive"],
     "estimators.diffusion": ["Diffusion"],
     "estimators.flow": ["Flow"],
     "estimators.flow_matching": ["FlowMatching"],
@@ -69,11 +77,13 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "CNN",
     "MLP",
+    "PCA",
     "VAE",
     "Beta",
     "BoundedPrior",
     "CommandSimulator",
     "ContinuousFlow",
+    "Contrastive",
     "DeepSets",
     "Diffusion",
     "Flow",
@@ -106,6 +116,8 @@ __all__ = [
     "calibrate",
     "fit",
     "load",
+    "moped",
+    "pretrained",
     "run_benchmark",
     "simulate",
     "unbatched",

@@ -100,7 +100,7 @@ def train(job: Job) -> Posterior:
     if isinstance(data, Exchanged):
         record["roles"] = data.roles.describe()
     gate = (
-        None if isinstance(data, Exchanged) else gate_of(run.averaged, data.observables, ready.batches, ready.held_out)
+        None if isinstance(data, Exchanged) else gate_of(run.averaged, model.observables, ready.batches, ready.held_out)
     )
     posterior = Posterior(model, run.averaged, record, gate)
     if job.result is not None:
@@ -120,7 +120,8 @@ def gate_for(job: Job, network: Conditional) -> Gate | None:
     size = source.bytes(len(parts.train) + len(parts.validation))
     reading = _as_before(job.folder, True, job.reading).resolved(size, target)
     batches, held_out, _ = read(source, parts, reading, job.training, seed=job.seed, device=target, noise=job.noise)
-    return gate_of(network, data.observables, batches, held_out)
+    known = embeddings.observed(embeddings.chosen(job.embedding, data.observables), data.observables)
+    return gate_of(network, known, batches, held_out)
 
 
 def finished(job: Job) -> bool:
@@ -141,7 +142,7 @@ def _model(job: Job, train: np.ndarray) -> Model:
     dtypes = {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
     embedding = embeddings.chosen(job.embedding, data.observables)
     described = options.describe(FAMILIES, job.estimator), embeddings.describe(embedding)
-    return Model(reference, informed, data.observables, dtypes, *described)
+    return Model(reference, informed, embeddings.observed(embedding, data.observables), dtypes, *described)
 
 
 def _config(job: Job, model: Model, reading: Reading) -> dict[str, Any]:

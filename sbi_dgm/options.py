@@ -86,6 +86,7 @@ def describe(table: Table, options: Options) -> dict[str, Any]:
 def _plain(table: Table, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(table, part) for key, part in value.items()}
+    value = list(value) if isinstance(value, tuple) else value
     return describe(table, value) if isinstance(value, Options) else value
 
 

@@ -72,6 +72,7 @@ class Observable:
         names: optional names of the entries of a vector, or of the features of a set's members.
         kind: "array"; "series", (L,), or (K, L) with K channels; "field", (H, W), or (K, H, W); or "set": members
             (M, F) in no order, padded to M, whose last feature says whether a member is there (1) or padding (0).
+        optional: it may be absent, in simulations and observations: NaN throughout; of whole numbers there are none.
 
     """
 
@@ -80,6 +81,7 @@ class Observable:
     label: str = ""
     names: tuple[str, ...] = field(default=())
     kind: str = "array"
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -103,13 +105,15 @@ class Observable:
             "label": self.label,
             "names": list(self.names),
             "kind": self.kind,
+            "optional": self.optional,
         }
 
     @classmethod
     def restore(cls, description: dict[str, Any]) -> "Observable":
         """The inverse of `describe`."""
         d = description
-        return cls(tuple(d["shape"]), d["unit"], d["label"], tuple(d["names"]), d.get("kind", "array"))
+        later = {"kind": d.get("kind", "array"), "optional": d.get("optional", False)}
+        return cls(tuple(d["shape"]), d["unit"], d["label"], tuple(d["names"]), **later)
 
 
 def _title(name: str, label: str, unit: str) -> str:

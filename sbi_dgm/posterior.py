@@ -377,9 +377,7 @@ def opened(
     """What a file holds, be it of theta given x or, for a likelihood, of x given theta."""
     header, tensors = artifact.read(path)
     model = Model.restore(header, prior)
-    first = "summary." if model.members == 1 else "summary.parts.0."
-    dtypes = {name: tensors[f"{first}scalers.{i}.mean"].dtype for i, name in enumerate(model.observables)}
-    scalers = {name: blank(observable).to(dtypes[name]) for name, observable in model.observables.items()}
+    scalers = {name: blank(observable) for name, observable in model.observables.items()}
     conditional = whole(model, scalers, embeddings.restore(model.embedding, embedding))
     conditional.load_state_dict({name: values for name, values in tensors.items() if not name.startswith(GATE)})
     kept = {name.removeprefix(GATE): values.numpy() for name, values in tensors.items() if name.startswith(GATE)}

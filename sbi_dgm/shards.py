@@ -3,7 +3,7 @@
 A shard is an atomic file of a fixed number of rows whose random numbers follow from (seed, shard number) alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,10 @@ import h5py
 import numpy as np
 
 from sbi_dgm.data import format as layout
+from sbi_dgm.data.columns import absent_rows
 from sbi_dgm.data.format import Block, Header
 from sbi_dgm.errors import DataError, FileError
+from sbi_dgm.parameters import Observable
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import (
     WEIGHT,
@@ -89,7 +91,7 @@ def draw(plan: Plan, index: int) -> Block:
     drawn = plan.simulator.prior.draw(plan.shard_rows // plan.repeats, rng)
     theta = drawn.repeat(plan.repeats, axis=0)
     x, errors = _outcome(plan, theta, rng, index)
-    errors = _not_finite(x) | errors
+    errors = _not_finite(x, plan.simulator.observables) | errors
     valid = ~np.isin(np.arange(len(theta)), list(errors))
     weight = {WEIGHT: np.where(valid, x.pop(WEIGHT), 0.0)} if is_weighted(plan.simulator) else {}
     columns = {f"x/{name}": _blank(a, valid) for name, a in x.items()}
@@ -131,11 +133,13 @@ def _tried(simulator: Simulator, run: Callable[[], Any], rows: int) -> Outcome:
     return fitted(simulator.observables, output, rows) | event_weight(simulator, output, rows), errors
 
 
-def _not_finite(x: dict[str, np.ndarray]) -> dict[int, BaseException]:
-    """The rows with a number that is not finite, and where it stands."""
+def _not_finite(x: dict[str, np.ndarray], observables: Mapping[str, Observable]) -> dict[int, BaseException]:
+    """The rows with a number that is not finite, and where it stands; what is optional may be absent."""
     errors: dict[int, BaseException] = {}
     for name, a in x.items():
         bad = ~np.isfinite(a).reshape(len(a), -1)
+        if observables[name].optional:
+            bad[absent_rows(a)] = False
         for row in np.flatnonzero(bad.any(1)):
             entry = np.unravel_index(int(np.argmax(bad[row])), a.shape[1:])
             place = ", ".join(str(i) for i in entry)

@@ -120,7 +120,14 @@ def event_weight(simulator: Simulator, output: Any, rows: int) -> dict[str, np.n
 
 
 def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:
-    """A simulator's output as a dict of arrays, floats in float32.
+    """A simulator's output as a dict of arrays, floats in float32; `MisfitError` as `shaped` raises it."""
+    with np.errstate(over="ignore"):
+        arrays = shaped(observables, output, rows)
+        return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+
+
+def shaped(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:
+    """A simulator's output as a dict of arrays, as it is.
 
     Raises:
         MisfitError: an observable is missing, is no numbers, or has another shape than declared.
@@ -138,8 +145,9 @@ def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dic
             raise MisfitError(f"observable {name!r} has shape {a.shape[1:]}, expected {observable.shape}")
         if a.dtype.kind not in "biuf":
             raise MisfitError(f"observable {name!r} is of type {a.dtype}, not of real numbers")
-        with np.errstate(over="ignore"):
-            result[name] = a.astype(np.float32) if a.dtype.kind == "f" else a
+        if observable.optional and a.dtype.kind != "f":
+            raise MisfitError(f"observable {name!r} may be absent and is of type {a.dtype}, without NaN: give floats")
+        result[name] = a
     return result
 
 

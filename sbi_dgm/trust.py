@@ -11,13 +11,17 @@ validation simulations, which took no part in any of this,
 For an observation that is exchangeable with those simulations P(p <= a) <= a, whatever the statistics are worth (Vovk,
 Gammerman and Shafer 2005, Algorithmic Learning in a Random World; conformal p-values). The population is that of
 the simulations in the file, without their weights.
+
+Where an observable may be absent, each has a cloud of its own, and what is absent takes no part: its statistics are 0,
+and the context is judged where nothing is absent. Of an observation with less than the validation simulations have, s
+is a greatest of fewer statistics, so that its p is at most too large.
 """
 
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from typing import Any
 
@@ -33,6 +37,7 @@ from sbi_dgm.univariate import Array
 LEVEL = 0.01  # the share of observations like the simulations that are flagged
 SURE = 0.001  # that more of a stack are flagged than here by chance speaks for all of it
 BLOCK = 2**22  # numbers at once
+FEWEST = 50  # rows in which nothing is absent, for a cloud of their contexts
 REMEDY = "check it, or widen the simulations, before you rely on this posterior (strict refuses; see docs/trust.md)"
 Arrays = Mapping[str, np.ndarray]
 
@@ -117,13 +122,15 @@ class Gate:
 
     Args:
         views: of the observables.
-        clouds: "x", and "context" where the embedding makes something else of x.
+        clouds: "x", or where observables may be absent "x0", "x1", ..., one for each; and "context" where the embedding
+            makes something else of x.
         scores: (n,), ascending, of validation simulations.
 
     """
 
     def __init__(self, views: Sequence[View], clouds: Mapping[str, Cloud], scores: Array) -> None:
         self.views, self.clouds, self.scores = list(views), dict(clouds), scores
+        self.groups = _groups(self.views)
         self._flagged = max(1, math.floor(LEVEL * (len(scores) + 1)))
 
     @property
@@ -142,25 +149,38 @@ class Gate:
 
         Args:
             views: of the observables.
-            training: vectors of x (n, L) in random order, and their contexts (n, C), or None where these say no more.
+            training: vectors of x (n, L) in random order, NaN where an observable is absent, and their contexts (n, C),
+                or None where these say no more.
             validation: observables by name and contexts, block by block.
 
         """
         x, context = training
-        clouds = {"x": Cloud.fit(x)} | ({} if context is None else {"context": Cloud.fit(context, entries=False)})
+        clouds, first = {}, 0
+        for name, part in _groups(views).items():
+            v = x[:, first : (first := first + sum(view.size for view in part))]
+            clouds[name] = Cloud.fit(v[~np.isnan(v[:, 0])])
+        complete = ~np.isnan(x).any(1)
+        if context is not None and (complete.all() or complete.sum() >= FEWEST):
+            clouds["context"] = Cloud.fit(context[complete], entries=False)
         gate = cls(views, clouds, np.empty(0))
         scores = [reduce(np.maximum, gate.surprises(*block)) for block in validation]
         return cls(views, clouds, np.sort(np.concatenate(scores)))
 
     def vector(self, x: Arrays) -> Array:
         """All numbers of x: observables by name (B, ...) -> (B, L)."""
-        parts = [view(x[view.name]) for view in self.views]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return _vector(self.views, x)
 
     def surprises(self, x: Arrays, context: Array) -> list[Array]:
         """-ln p of all statistics, each (B,)."""
-        found = self.clouds["x"].surprise(self.vector(x))
-        return found + self.clouds["context"].surprise(context) if "context" in self.clouds else found
+        found, complete = [], np.ones(len(context), bool)
+        for name, views in self.groups.items():
+            v = _vector(views, x)
+            there = ~np.isnan(v[:, 0])
+            found += [np.where(there, s, 0.0) for s in self.clouds[name].surprise(v)]
+            complete &= there
+        if "context" in self.clouds:
+            found += [np.where(complete, s, 0.0) for s in self.clouds["context"].surprise(context)]
+        return found
 
     def __call__(self, x: Arrays, context: Array) -> Trust:
         """Of a stack: observables by name (B, ...), and what the embedding made of them (B, C)."""
@@ -181,16 +201,14 @@ class Gate:
         return (1 + beyond) / (len(self.scores) + 1), reasons
 
     def _reason(self, x: Arrays, context: Array, which: int) -> str:
-        inner = self.clouds["x"].surprise(self.vector(x))
-        if which < len(inner):
-            return self.clouds["x"].sentence(self.vector(x)[0], which, self._label, "x as a whole")
-        own = which - len(inner)
-        return self.clouds["context"].sentence(context[0], own, "context[{}]".format, "what the embedding makes of x")
-
-    def _label(self, entry: int) -> str:
-        starts = np.cumsum([0, *(view.size for view in self.views)])
-        which = int(np.searchsorted(starts, entry, "right")) - 1
-        return self.views[which].label(entry - int(starts[which]))
+        for name, views in self.groups.items():
+            v, cloud = _vector(views, x), self.clouds[name]
+            count = len(cloud.surprise(v))
+            if which < count:
+                whole = "x" if name == "x" else views[0].name
+                return cloud.sentence(v[0], which, partial(_label, views), f"{whole} as a whole")
+            which -= count
+        return self.clouds["context"].sentence(context[0], which, "context[{}]".format, "what the embedding makes of x")
 
     def describe(self) -> dict[str, Any]:
         """What there is to say about it, as JSON."""
@@ -212,8 +230,27 @@ class Gate:
             View(name, observable, *(arrays[f"views.{i}.{key}"] for key in CURVE))
             for i, (name, observable) in enumerate(observables.items())
         ]
-        parts = {name: _below(arrays, f"{name}.") for name in ("x", "context")}
+        parts = {name: _below(arrays, f"{name}.") for name in (*_groups(views), "context")}
         return cls(views, {name: Cloud(part) for name, part in parts.items() if part}, arrays["scores"])
+
+
+def _groups(views: Sequence[View]) -> dict[str, list[View]]:
+    """The views that share a cloud, by its name."""
+    if any(view.observable.optional for view in views):
+        return {f"x{i}": [view] for i, view in enumerate(views)}
+    return {"x": list(views)}
+
+
+def _vector(views: Sequence[View], x: Arrays) -> Array:
+    """All numbers of some observables: by name (B, ...) -> (B, L)."""
+    parts = [view(x[view.name]) for view in views]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _label(views: Sequence[View], entry: int) -> str:
+    starts = np.cumsum([0, *(view.size for view in views)])
+    which = int(np.searchsorted(starts, entry, "right")) - 1
+    return views[which].label(entry - int(starts[which]))
 
 
 def _part(x: Arrays, context: Array, rows: slice) -> tuple[Arrays, Array]:

@@ -24,7 +24,7 @@ from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.source import Source
 from sbi_dgm.data.splits import Split, SplitRule, split_rows
-from sbi_dgm.embeddings.base import Summary
+from sbi_dgm.embeddings.base import Summary, build
 from sbi_dgm.embeddings.fusion import Auto
 from sbi_dgm.errors import DataError
 from sbi_dgm.estimators.base import Conditional, Estimator
@@ -138,7 +138,7 @@ def _regress(source: Source, parts: Split, reading: Reading, seed: int, device: 
     ready = prepare(source, parts, reading, how, seed=seed, device=device)
     observables, dimension = source.data.observables, len(source.reference)
     with lending(seed):
-        summary = Summary(ready.scalers, Auto().build(observables, dimension))
+        summary = Summary(ready.scalers, build(Auto(), observables, dimension))
         network = Conditional(summary, Regression(dimension, summary.features(observables))).to(device)
     summary.gather(ready.shown())
     run = Run(network, ready.batches, ready.held_out, how, seed, None)

@@ -22,14 +22,15 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     (
         "data.columns data.tables data.places data.sink data.sums data.frame data.format data.splits data.foreign"
         " data.agreement data.simulations data.scaling data.exchanged data.batches data.source data.reading"
-        " data.vectors data.streaming data.guess data.observed shards executors campaign"
+        " data.vectors data.streaming data.guess data.observed shards executors campaign score"
     ),
     (
-        "embeddings.base embeddings.vectors embeddings.convolutions embeddings.sets embeddings.transformer"
-        " embeddings.fusion"
+        "embeddings.absent embeddings.base embeddings.vectors embeddings.stored embeddings.compression embeddings.moped"
+        " embeddings.pretrained embeddings.convolutions embeddings.sets embeddings.transformer embeddings.fusion"
         " estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
         " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"
-        " estimators.normals estimators.vae estimators.located checkpoints optimiser loop preparation weights"
+        " estimators.normals estimators.vae estimators.located estimators.contrastive checkpoints optimiser loop"
+        " preparation weights"
     ),
     "outliers trust samples artifact heldout refinement model conformal repair peak posterior likelihood",
     "tensorboard gating job ensemble recipe training",

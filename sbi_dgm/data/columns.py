@@ -286,3 +286,19 @@ def gather(column: Column, rows: np.ndarray, step: int | None = None) -> np.ndar
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def absent_rows(values: np.ndarray) -> np.ndarray:
+    """(N,), True where all of a row (N, ...) is not a number: an observable that is absent.
+
+    >>> absent_rows(np.array([[np.nan, np.nan], [np.nan, 1.0]]))
+    array([ True, False])
+    """
+    if values.dtype.kind != "f":
+        return np.zeros(len(values), bool)
+    return np.asarray(np.isnan(values).all(axis=tuple(range(1, values.ndim))))
+
+
+def usable_rows(values: np.ndarray, optional: bool) -> np.ndarray:
+    """(N,), True where all of a row is finite, or an optional observable is absent."""
+    return finite_rows(values) | absent_rows(values) if optional else finite_rows(values)

@@ -63,6 +63,8 @@ class Roles(NamedTuple):
         for name, observable in data.observables.items():
             if observable.kind == "set":
                 raise DataError(f"observable {name!r} is a set: a likelihood needs vectors.")
+            if observable.optional:
+                raise DataError(f"observable {name!r} may be absent: a likelihood needs all of x in every simulation.")
         size = sum(observable.size for observable in data.observables.values())
         if size > LARGEST:
             raise DataError(f"x has {size} numbers: a likelihood takes up to {LARGEST}; summarise x first.")

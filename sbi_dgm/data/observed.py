@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sbi_dgm.data.columns import Column
+from sbi_dgm.data.columns import Column, absent_rows
 from sbi_dgm.data.foreign import Layout, observed
 from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.simulations import Simulations
@@ -17,7 +17,7 @@ from sbi_dgm.errors import FileError, ObservationError
 from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
 
-Observation = ArrayLike | Mapping[str, ArrayLike]
+Observation = ArrayLike | Mapping[str, ArrayLike | None]
 HDF5 = (".h5", ".hdf5", ".hdf")
 
 
@@ -80,21 +80,45 @@ def _text(path: Path) -> np.ndarray:
 def observed_arrays(
     x: Observation, known: Mapping[str, Observable], dtypes: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """Observations as stacks (B, ...) by name, checked, and whether x was one without its axis."""
+    """Observations as stacks (B, ...) by name, checked, and whether x was one without its axis.
+
+    What is absent, None or NaN throughout, is NaN, in float64 where the observable is of whole numbers.
+    """
     given = dict(x) if isinstance(x, Mapping) else {next(iter(known)): x}
     if set(given) != set(known):
         raise ObservationError(f"the observation has {sorted(given)}; expected the observables {sorted(known)}.")
     arrays, single = {}, set()
     for name, observable in known.items():
+        if given[name] is None:
+            _require_optional(name, observable)
+            continue
         a = _as_real(np.asarray(given[name]))
         single.add(a.shape == observable.shape)
         if observable.shape not in (a.shape, a.shape[1:]):
             expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
             raise ObservationError(f"observable {name!r} has shape {a.shape}; expected {expected}.")
-        arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], dtypes[name])
+        arrays[name] = _cast(name, a if a.ndim > len(observable.shape) else a[None], dtypes[name], observable)
     if len(single) > 1 or len({len(a) for a in arrays.values()}) > 1:
         raise ObservationError("the observables disagree on the number of observations.")
-    return {name: arrays[name] for name in known}, single.pop()
+    rows = len(next(iter(arrays.values()), [None]))
+    gone = {
+        name: np.full((rows, *known[name].shape), np.nan, _floats(dtypes[name])) for name in set(known) - set(arrays)
+    }
+    return {name: (arrays | gone)[name] for name in known}, single.pop() if single else True
+
+
+def _require_optional(name: str, observable: Observable) -> None:
+    if not observable.optional:
+        raise ObservationError(
+            f"observable {name!r} is absent (None or NaN) and has to be there: for a posterior that goes without it, "
+            "train with the embedding 'fusion' and its option absent=0.2, or on simulations in which it is optional."
+        )
+
+
+def _floats(dtype: str) -> np.dtype:
+    """A type with NaN for numbers of this one."""
+    found = np.dtype(dtype)
+    return found if found.kind == "f" else np.dtype(np.float64)
 
 
 def _as_real(a: np.ndarray) -> np.ndarray:
@@ -102,19 +126,28 @@ def _as_real(a: np.ndarray) -> np.ndarray:
     return np.stack([np.real(a), np.imag(a)], -1) if a.dtype.kind == "c" else a
 
 
-def _cast(name: str, stack: np.ndarray, dtype: str) -> np.ndarray:
+def _cast(name: str, stack: np.ndarray, dtype: str, observable: Observable) -> np.ndarray:
     """The observable in the dtype of the training data; what that cannot hold is refused."""
     if stack.dtype.kind not in "fiub":
         raise ObservationError(f"observable {name!r} has dtype {stack.dtype}: give real numbers.")
     with np.errstate(over="ignore", invalid="ignore"):
         cast = stack.astype(dtype)
-    bad = ~(np.isfinite(stack) & np.isfinite(cast))
+    bad, absent = ~(np.isfinite(stack) & np.isfinite(cast)), absent_rows(stack)
     if cast.dtype.kind != "f":
         bad |= cast != stack
+    if absent.any():
+        _require_optional(name, observable)
+        bad[absent], cast = False, np.where(_beside(absent, stack), np.nan, cast).astype(_floats(dtype))
     if bad.any():
         where = np.argwhere(bad)[0].tolist()
         raise ObservationError(
-            f"observable {name!r} has an entry that is no finite number in {cast.dtype} "
-            f"(observation {where[0]}, entry {where[1:]}: {stack[tuple(where)]}): repair it."
+            f"observable {name!r} has an entry that is no finite number in {np.dtype(dtype)} "
+            f"(observation {where[0]}, entry {where[1:]}: {stack[tuple(where)]}): repair it"
+            f"{', or make all of its entries NaN where it is absent' if observable.optional else ''}."
         )
     return cast
+
+
+def _beside(rows: np.ndarray, stack: np.ndarray) -> np.ndarray:
+    """(B,) with as many axes as a stack."""
+    return rows.reshape(-1, *(1 for _ in stack.shape[1:]))

@@ -11,6 +11,7 @@ sample of rows. A curve t(x) = arcsinh((x - centre) / width) comes first, with t
 
 An entry with one value only has that value as its mean, so that it comes out as 0 however large it is. Beyond `BEND`
 standard deviations numbers grow as their logarithm: few rows lie there, and a network would go on with a straight line.
+Rows in which an optional observable is absent do not count.
 """
 
 import warnings
@@ -21,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sbi_dgm.data.columns import absent_rows
 from sbi_dgm.errors import DataError
 from sbi_dgm.parameters import Observable
 from sbi_dgm.univariate import Array
 
 SAMPLE_ROWS = 100_000
 SAMPLE_NUMBERS = 2**23
+LEAST = 50  # rows in which an optional observable has to be there
 HEAVY, CLEAR, BEND = 10.0, 0.5, 3.0
 RANGE, TINIEST = 1e-18, 1e-37  # a logarithm's width: at least this share of the greatest number, and float32 holds it
 LEVELS = (0.001, 0.16, 0.5, 0.84, 0.999)
@@ -53,9 +56,13 @@ class Standardise(nn.Module):
         self.register_buffer("curved", torch.zeros(shape, dtype=torch.bool))
         self.straight = True
 
-    def _load_from_state_dict(self, *given: Any) -> None:
-        """Read here, once, whether any entry is curved: in `forward`, each step would wait for its device."""
-        super()._load_from_state_dict(*given)
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *given: Any) -> None:
+        """Take the dtype of what is loaded, and read, once, whether any entry is curved.
+
+        In `forward`, each step would wait for its device.
+        """
+        self.to(state_dict.get(f"{prefix}mean", self.mean).dtype)
+        super()._load_from_state_dict(state_dict, prefix, *given)
         self.straight = not bool(self.curved.any())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,6 +121,9 @@ class Statistics:
 
     def add(self, rows: np.ndarray, x: np.ndarray) -> None:
         """More rows (B, ...); `rows` are their numbers, for error messages."""
+        if self.observable.optional:
+            there = ~absent_rows(x)
+            rows, x = rows[there], x[there]
         self._require_finite(rows, x)
         self.sample.append(self._entries(x[-self.seen % self.every :: self.every]).copy())
         self.seen += len(x)
@@ -141,6 +151,11 @@ class Statistics:
 
     def scaler(self, dtype: np.dtype) -> Standardise:
         """The scaler for observables of the given dtype; an entry that never changes is warned of."""
+        if self.observable.optional and self.seen < LEAST:
+            raise DataError(
+                f"observable {self.name!r} is there in {self.seen} training rows: at least {LEAST} are needed; leave "
+                "it out, or simulate more."
+            )
         scaler = blank(self.observable)
         sample = np.concatenate(self.sample, dtype=np.float64)
         if not len(sample):
@@ -160,8 +175,9 @@ class Statistics:
             )
         sd = np.where(constant, np.maximum(1.0, rounding), sd)
         numbers = {"mean": mean, "sd": sd, "centre": centre, "width": width, "curved": curved}
-        scaler = scaler.to(torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32)
-        scaler.load_state_dict({name: torch.as_tensor(value) for name, value in numbers.items()})
+        kept = {name: torch.as_tensor(value) for name, value in numbers.items()}
+        exact = torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32
+        scaler.load_state_dict({name: v.to(exact) if v.is_floating_point() else v for name, v in kept.items()})
         return scaler
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from sbi_dgm.data import foreign
 from sbi_dgm.data import format as native
 from sbi_dgm.data.agreement import Agreement, against_failures, against_prior
-from sbi_dgm.data.columns import Column, blocks, finite_rows, gather, joined
+from sbi_dgm.data.columns import Column, blocks, gather, joined, usable_rows
 from sbi_dgm.data.foreign import Layout, widen
 from sbi_dgm.data.format import DTYPES, Header, cast
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
@@ -124,7 +124,8 @@ class Simulations:
             prior: of theta; gives the names too.
             names: of the parameters, where there is no prior.
             observables: units and labels by name; shapes are taken from x where absent.
-            valid: (N,), False where the simulation failed; a row with a non-finite x counts as failed.
+            valid: (N,), False where the simulation failed; a row with a non-finite x counts as failed, but for
+                observables that are `optional` and NaN throughout: they are absent.
             columns: more about each row, (N,): `proposal_weight`, p(theta) / p~(theta) > 0, where theta was drawn
                 from another p~; `event_weight` of Monte Carlo events; `group`, integers, whose rows stay in one
                 split; `split`, 0 to train, 1 to validate, 2 to test.
@@ -143,7 +144,7 @@ class Simulations:
         shapes = {name: Observable(a.shape[1:]) for name, a in arrays.items()} | dict(observables or {})
         header = Header(parameters, shapes, prior.describe() if prior else None)
         _check_shapes(header, given)
-        finite = np.all([finite_rows(a) for a in arrays.values()], axis=0)
+        finite = np.all([usable_rows(a, shapes[name].optional) for name, a in arrays.items()], axis=0)
         table = {name: cast(name, a) if name in columns else a for name, a in given.items()}
         table["theta"] = widen(given["theta"], prior)
         table["valid"] = (finite & given["valid"].astype(bool) if "valid" in given else finite).astype(np.uint8)
@@ -261,6 +262,12 @@ class Simulations:
 
     def checked(self) -> Self:
         """Self, or `DataError` / `PriorError` where the parameters cannot be learned from."""
+        for name, observable in self.observables.items():
+            dtype = self.columns[f"x/{name}"].dtype
+            if observable.optional and dtype.kind != "f":
+                raise DataError(
+                    f"observable {name!r} may be absent and has dtype {dtype}, without NaN: make it floats."
+                )
         first = 0
         for theta in self._theta_blocks():
             bad = ~np.isfinite(theta)

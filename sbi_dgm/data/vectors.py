@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sbi_dgm.data.columns import absent_rows
 from sbi_dgm.parameters import Observable
 from sbi_dgm.univariate import Array
 
@@ -30,10 +31,12 @@ class View(NamedTuple):
         return cls(name, observable, curved, centre.astype(np.float64), width.astype(np.float64))
 
     def __call__(self, x: np.ndarray) -> Array:
-        """(B, *shape) -> (B, L), float64."""
-        if self.observable.kind == "set":
-            return _summarised(self._bent(x[..., :-1].astype(np.float64)), x[..., -1] > 0)
-        return self._bent(x.astype(np.float64)).reshape(len(x), -1)
+        """(B, *shape) -> (B, L), float64; NaN where the observable is absent."""
+        if self.observable.kind != "set":
+            return self._bent(x.astype(np.float64)).reshape(len(x), -1)
+        found = _summarised(self._bent(x[..., :-1].astype(np.float64)), x[..., -1] > 0)
+        found[absent_rows(x)] = np.nan
+        return found
 
     def _bent(self, x: Array) -> Array:
         return np.where(self.curved, np.arcsinh((x - self.centre) / self.width), x) if self.curved.any() else x

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from sbi_dgm.data.columns import absent_rows
 from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic
 from sbi_dgm.seeds import numpy_generator
@@ -80,8 +81,24 @@ class Evidence(NamedTuple):
 
     @property
     def flat(self) -> Array:
-        """All numbers of x, (R, C)."""
-        return np.concatenate([values.reshape(len(values), -1) for values in self.x.values()], axis=1)
+        """All numbers of x, (R, C), as `side_by_side` gives them."""
+        return side_by_side(self.x)
+
+
+def side_by_side(x: Mapping[str, np.ndarray]) -> Array:
+    """All numbers of observables (R, ...) by name: (R, C).
+
+    Of an observable that is absent in some rows the medians of the others stand there, and a column more says where:
+    what tests make of x may be any function of it.
+    """
+    parts = []
+    for values in x.values():
+        part, gone = values.reshape(len(values), -1).astype(np.float64), absent_rows(values)
+        if gone.any():
+            part[gone] = np.median(part[~gone], axis=0) if not gone.all() else 0.0
+            part = np.column_stack([part, gone])
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
 
 
 def gathered(

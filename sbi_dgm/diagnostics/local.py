@@ -20,7 +20,7 @@ import torch
 from sbi_dgm.diagnostics import tarp
 from sbi_dgm.diagnostics.bins import principal
 from sbi_dgm.diagnostics.c2st_batched import Networks, initial
-from sbi_dgm.diagnostics.evidence import Evidence, Judged
+from sbi_dgm.diagnostics.evidence import Evidence, Judged, side_by_side
 from sbi_dgm.univariate import Array
 
 PERMUTATIONS, EPOCHS, COMPONENTS, DRAWS = 100, 40, 10, 1000
@@ -45,8 +45,8 @@ def local(evidence: Evidence, posterior: Judged, x: Mapping[str, np.ndarray], rn
     """Test the posterior at observations by name (B, ...)."""
     size = len(next(iter(x.values())))
     drawn = posterior.sample(DRAWS, x, seed=int(rng.integers(2**62))).array
-    flat = np.concatenate([values.reshape(size, -1) for values in x.values()], axis=1)
-    both = principal(tarp.features(np.concatenate([evidence.flat, flat])), COMPONENTS)
+    numbers = side_by_side({name: np.concatenate([values, x[name]]) for name, values in evidence.x.items()})
+    both = principal(tarp.features(numbers), COMPONENTS)
     known, asked = both[: len(evidence.theta)], both[len(evidence.theta) :]
     mean, sd = evidence.theta.mean(0), evidence.theta.std(0)
     networks = _trained((evidence.theta - mean) / sd, (evidence.draws[:, 0] - mean) / sd, known, rng)

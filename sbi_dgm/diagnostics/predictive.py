@@ -8,15 +8,16 @@ posterior where it matters to data: what is wrong in it and changes no predictio
 The numbers are the leading principal components of all simulated x, scaled alike (`sbi_dgm.diagnostics.tarp.features`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sbi_dgm.data.batches import Noise
+from sbi_dgm.data.columns import usable_rows
 from sbi_dgm.diagnostics import tarp
 from sbi_dgm.diagnostics.bins import principal
-from sbi_dgm.diagnostics.evidence import Evidence
+from sbi_dgm.diagnostics.evidence import Evidence, side_by_side
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.heldout import noised
 from sbi_dgm.simulator import Simulator, fitted, is_weighted
@@ -57,8 +58,8 @@ def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng
     x = fitted(simulator.observables, simulator(flat, rng), len(flat))
     if noise is not None:
         x = noised(x, flat, noise, int(rng.integers(2**62)))
-    numbers = np.concatenate([values.reshape(len(flat), -1) for values in x.values()], axis=1).astype(np.float64)
-    _require_finite(numbers, flat, simulator)
+    _require_finite(x, flat, simulator)
+    numbers = side_by_side(x)
     components = principal(tarp.features(numbers))
     return Predicted(rows, numbers.reshape(*theta.shape[:2], -1), components.reshape(*theta.shape[:2], -1))
 
@@ -73,10 +74,11 @@ def _columns(names: Sequence[str], simulator: Simulator) -> list[int]:
     return [list(names).index(name) for name in simulator.prior.names]
 
 
-def _require_finite(numbers: Array, theta: Array, simulator: Simulator) -> None:
-    bad = np.flatnonzero(~np.isfinite(numbers).all(1))
+def _require_finite(x: Mapping[str, np.ndarray], theta: Array, simulator: Simulator) -> None:
+    good = np.all([usable_rows(a, simulator.observables[name].optional) for name, a in x.items()], axis=0)
+    bad = np.flatnonzero(~good)
     if len(bad):
         raise DataError(
-            f"{simulator.name} failed at {len(bad)} of {len(numbers)} draws of the posterior, first at "
+            f"{simulator.name} failed at {len(bad)} of {len(theta)} draws of the posterior, first at "
             f"{np.array2string(theta[bad[0]], precision=4)}: predictive checks need all of them; leave out simulator."
         )

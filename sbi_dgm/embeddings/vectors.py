@@ -21,7 +21,12 @@ class _Flatten(nn.Module):
     plain = True
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([values.flatten(1) if values.ndim > 1 else values[:, None] for values in x.values()], dim=1)
+        return side_by_side(x)
+
+
+def side_by_side(x: Mapping[str, Tensor]) -> Tensor:
+    """All numbers of observables (B, *shape) by name, in their order: (B, L)."""
+    return torch.cat([values.flatten(1) if values.ndim > 1 else values[:, None] for values in x.values()], dim=1)
 
 
 class MLP(Learned):

@@ -134,6 +134,7 @@ FAMILIES: options.Table = {
     "continuous_flow": ("sbi_dgm.estimators.continuous_flow", "ContinuousFlow"),
     "vae": ("sbi_dgm.estimators.vae", "VAE"),
     "located": ("sbi_dgm.estimators.located", "Located"),
+    "contrastive": ("sbi_dgm.estimators.contrastive", "Contrastive"),
 }
 
 
