@@ -104,9 +104,11 @@ def _bare(x: Array | Mapping[str, Array]) -> Array:
 
 def learned(name: str, folder: Path) -> tuple[Posterior, Simulations, Callable[[Array], Array]]:
     """The default flow behind the problem's embedding, the simulations, and what of x it sees."""
-    data = simulations(name, folder)
-    run = folder / "runs" / name
-    return sbi_dgm.fit(data, embedding=PROBLEMS[name].embedding, out=run, overwrite=True, device="cpu"), data, _same
+    data, run = simulations(name, folder), folder / "runs" / name
+    finished = run / "posterior.safetensors"
+    if finished.exists():
+        return sbi_dgm.load(finished), data, _same
+    return sbi_dgm.fit(data, embedding=PROBLEMS[name].embedding, out=run, resume=True, device="cpu"), data, _same
 
 
 def moped(name: str, folder: Path) -> tuple[Posterior, Simulations, Callable[[Array], Array]]:

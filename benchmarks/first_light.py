@@ -19,8 +19,8 @@ import numpy as np
 
 import sbi_dgm
 from sbi_dgm.diagnostics.c2st import c2st
+from simulators.cosmology.supernovae import Supernovae
 from simulators.gaussian_linear import VARIANCE, GaussianLinear
-from simulators.supernovae import Supernovae
 from simulators.two_moons import TwoMoons
 
 SBIBM_OBSERVATIONS = np.array(  # two_moons, observations 1 to 5 (sbibm 1.1.0, MIT)

@@ -14,6 +14,7 @@ def simulate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0)
     _engines(p)
     p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task")
+    p.add_argument("--repeats", type=int, default=1, metavar="M", help="rows for each theta, kept in one split")
 
 
 def _engines(p: argparse.ArgumentParser) -> None:

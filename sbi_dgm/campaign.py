@@ -44,6 +44,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     executor: Executor | None = None,
     timeout: float | None = None,
     shard_rows: int = 1000,
+    repeats: int = 1,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Simulations:
@@ -61,11 +62,14 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
         executor: any `concurrent.futures.Executor` instead, whose workers share the file system of `out`.
         timeout: seconds for one shard, after which its worker is replaced; for two workers or more.
         shard_rows: rows of one task.
+        repeats: rows for each theta, simulated one by one: maps of one universe. They stand behind each other and
+            share a number in `group`, by which they stay in one split. `n` and `shard_rows` are multiples of it.
         overwrite: draw anew, whatever an earlier campaign left behind, and replace `out` at the end. Killed, it
             goes on by a call without it.
         progress: show a progress bar.
 
     Raises:
+        OptionError: a number is too small, or no multiple of `repeats`.
         FileError: `out` exists, holds another campaign, or cannot be written.
         DataError: the simulator's output does not fit its observables, or no row succeeded.
         SbiError: shards did not come back; the others are kept, and the same call goes on.
@@ -76,8 +80,9 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
 
     """
     _check(n, workers, shard_rows, executor, timeout)
+    _check_repeats(n, shard_rows, repeats)
     found = simulators.find(simulator) if isinstance(simulator, str) else simulator
-    plan, out = Plan(found, seed, shard_rows), Path(out)
+    plan, out = Plan(found, seed, shard_rows, repeats), Path(out)
     if executor is None and workers > 1:
         require_picklable(plan, f"simulator {found.name!r}")
     folder = out.with_name(out.name + ".shards")
@@ -110,6 +115,16 @@ def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, tim
         )
     if timeout is not None and not timeout > 0:
         raise OptionError(f"timeout = {timeout}: seconds above 0 are needed.")
+
+
+def _check_repeats(n: int, shard_rows: int, repeats: int) -> None:
+    if repeats < 1:
+        raise OptionError(f"repeats = {repeats}: at least 1 is needed.")
+    for name, value in (("n", n), ("shard_rows", shard_rows)):
+        if value % repeats:
+            below = value // repeats * repeats
+            near = f"{below} or {below + repeats}" if below else repeats
+            raise OptionError(f"{name} = {value} is no multiple of repeats = {repeats}: {near} would be.")
 
 
 @contextmanager

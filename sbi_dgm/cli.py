@@ -31,6 +31,7 @@ def _simulate(a: argparse.Namespace) -> None:
             executor=executor,
             timeout=a.timeout,
             shard_rows=a.shard_rows,
+            repeats=a.repeats,
             overwrite=a.overwrite,
         )
     failed = len(data) - int(data.valid.sum())

@@ -39,6 +39,7 @@ from sbi_dgm.seeds import lending, torch_generator
 
 ORDER, NOISE, VALIDATION, DROPOUT = 1, 2, 3, 4  # streams of random numbers, beside 0 for initial weights
 CHECKPOINT_SECONDS = 15.0
+HEAVY = 2**16  # numbers of x in a step, from which on it takes fewer rows
 Log = Callable[[Mapping[str, Any]], None]
 
 
@@ -46,7 +47,8 @@ class Training(Options):
     """How long and how fast to train.
 
     Attributes:
-        batch_size: rows of a step; None is a sixteenth of the training rows, but at least 32 and at most 512.
+        batch_size: rows of a step; None is a sixteenth of the training rows, but at least 32 and at most 512, or 128
+            where x has 512 numbers or more: there the cost of a step is that of its rows, and more steps go further.
         learning_rate: at its plateau.
         warmup: steps of linear warm-up.
         round: steps between validations; None is an epoch, but at least 25 and at most 500 steps.
@@ -75,9 +77,14 @@ class Training(Options):
     max_rounds: int = Field(default=2000, ge=1)
     compile: bool = False
 
-    def batch(self, rows: int) -> int:
-        """Rows of a step, with `rows` to train on."""
-        return self.batch_size or min(max(rows // 16, 32), 512)
+    def batch(self, rows: int, numbers: int = 1) -> int:
+        """Rows of a step, with `rows` of so many `numbers` of x to train on.
+
+        >>> Training().batch(4000), Training().batch(20_000), Training().batch(20_000, numbers=4096)
+        (250, 512, 128)
+        """
+        most = min(max(HEAVY // numbers, 128), 512)
+        return self.batch_size or min(max(rows // 16, 32), most)
 
 
 @dataclass

@@ -89,7 +89,7 @@ def read(
 ) -> tuple[Batches, Rows, Stream]:
     """Batches of training rows, validation rows, and all training rows in order."""
     held_out = source.take(_validation(source, parts.validation, reading, seed)).to(device)
-    size = training.batch(len(parts.train))
+    size = training.batch(len(parts.train), sum(o.size for o in source.data.observables.values()))
     if reading.mode == "memory":
         train = source.take(parts.train).to(device)
         batches: Batches = Shuffled(train, size, seed, ORDER)

@@ -17,21 +17,32 @@ from sbi_dgm.data.format import Block, Header
 from sbi_dgm.errors import DataError, FileError
 from sbi_dgm.parameters import Observable
 from sbi_dgm.seeds import numpy_generator
-from sbi_dgm.simulator import FailedRowsError, MisfitError, Simulator, fitted, one_by_one, reason
+from sbi_dgm.simulator import (
+    WEIGHT,
+    FailedRowsError,
+    MisfitError,
+    Simulator,
+    event_weight,
+    fitted,
+    is_weighted,
+    one_by_one,
+    reason,
+)
 
 KEPT = "The finished shards are kept; the same call again goes on."
 MESSAGE_BYTES = 120
 MESSAGE = h5py.string_dtype("utf-8", MESSAGE_BYTES)
 BLOCK_BYTES = 2**23
-Outcome = tuple[dict[str, np.ndarray], dict[int, BaseException]]  # the observables; why rows failed, by their numbers
+Outcome = tuple[dict[str, np.ndarray], dict[int, BaseException]]  # what was given; why rows failed, by their numbers
 
 
 class Plan(NamedTuple):
-    """What makes a campaign's rows, apart from their number."""
+    """What makes a campaign's rows, apart from their number; so many rows behind each other share their theta."""
 
     simulator: Simulator
     seed: int
     shard_rows: int
+    repeats: int = 1
 
     def header(self) -> Header:
         """The header of its files; two plans with one header make the same rows."""
@@ -41,6 +52,8 @@ class Plan(NamedTuple):
             "seed": self.seed,
             "shard_rows": self.shard_rows,
         }
+        made_by |= {"weighted": True} if is_weighted(self.simulator) else {}
+        made_by |= {"repeats": self.repeats} if self.repeats > 1 else {}
         prior = self.simulator.prior
         return Header(prior.parameters, self.simulator.observables, prior.describe(), made_by)
 
@@ -73,15 +86,19 @@ def fill(plan: Plan, index: int, folder: Path) -> int:
 
 
 def draw(plan: Plan, index: int) -> Block:
-    """The columns of shard `index`; `failure` is among them only where rows failed."""
+    """The columns of shard `index`; `failure` is among them only where rows failed, `group` where rows share theta."""
     rng = numpy_generator(plan.seed, index)
-    theta = plan.simulator.prior.draw(plan.shard_rows, rng)
+    drawn = plan.simulator.prior.draw(plan.shard_rows // plan.repeats, rng)
+    theta = drawn.repeat(plan.repeats, axis=0)
     x, errors = _outcome(plan, theta, rng, index)
     errors = _not_finite(x, plan.simulator.observables) | errors
     valid = ~np.isin(np.arange(len(theta)), list(errors))
+    weight = {WEIGHT: np.where(valid, x.pop(WEIGHT), 0.0)} if is_weighted(plan.simulator) else {}
     columns = {f"x/{name}": _blank(a, valid) for name, a in x.items()}
     number = np.full(len(theta), index, np.uint64)
-    block = {"theta": theta, **columns, "valid": valid.astype(np.uint8), "seed": number}
+    block = {"theta": theta, **columns, "valid": valid.astype(np.uint8), "seed": number, **weight}
+    if plan.repeats > 1:
+        block["group"] = (index * len(drawn) + np.arange(len(drawn))).repeat(plan.repeats)
     return block | {"failure": _messages(errors, len(theta))} if errors else block
 
 
@@ -111,8 +128,9 @@ def _tried(simulator: Simulator, run: Callable[[], Any], rows: int) -> Outcome:
     except FailedRowsError as some:
         output, errors = some.x, some.errors
     if output is None:
-        return {n: np.full((rows, *o.shape), np.nan, np.float32) for n, o in simulator.observables.items()}, errors
-    return fitted(simulator.observables, output, rows), errors
+        nothing = {n: np.full((rows, *o.shape), np.nan, np.float32) for n, o in simulator.observables.items()}
+        return nothing | ({WEIGHT: np.full(rows, np.nan)} if is_weighted(simulator) else {}), errors
+    return fitted(simulator.observables, output, rows) | event_weight(simulator, output, rows), errors
 
 
 def _not_finite(x: dict[str, np.ndarray], observables: Mapping[str, Observable]) -> dict[int, BaseException]:

@@ -15,6 +15,7 @@ from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
 
 GROUP = "sbi_dgm.simulators"
+WEIGHT = "event_weight"
 
 
 @runtime_checkable
@@ -26,6 +27,9 @@ class Simulator(Protocol):
 
     A row fails by a number that is not finite. A batch that raises is run again, row by row; a simulator that knows
     which rows failed raises `FailedRowsError` instead, and nothing is run twice.
+
+    A simulator of weighted events says so by an attribute `weighted = True`. Its output is a dict that holds
+    `event_weight` (B,) beside the observables, finite numbers of either sign; a row with another number fails.
     """
 
     name: str
@@ -90,6 +94,29 @@ def _stacked(rows: list[Any]) -> Any:
     if isinstance(rows[0], Mapping):
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return np.stack([np.asarray(row) for row in rows])
+
+
+def is_weighted(simulator: Simulator) -> bool:
+    """Whether it gives weighted events."""
+    return bool(getattr(simulator, "weighted", False))
+
+
+def event_weight(simulator: Simulator, output: Any, rows: int) -> dict[str, np.ndarray]:
+    """The weights (B,) that a simulator of weighted events gave, in float64; nothing of any other simulator.
+
+    Raises:
+        MisfitError: they are missing, are no numbers, have another shape, or were not announced.
+
+    """
+    given, observed = output if isinstance(output, Mapping) else {}, WEIGHT in simulator.observables
+    if not is_weighted(simulator):
+        if WEIGHT in given and not observed:
+            raise MisfitError(f"gave {WEIGHT!r}, and has no attribute weighted = True to say so")
+        return {}
+    if observed:
+        raise MisfitError(f"has an observable called {WEIGHT!r}, as its weights are: call it something else")
+    fitted({WEIGHT: Observable(())}, given, rows)
+    return {WEIGHT: np.asarray(given[WEIGHT], np.float64)}
 
 
 def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:

@@ -14,8 +14,9 @@ from sbi_dgm.distributions import Uniform
 from sbi_dgm.errors import ObservationError, OptionError
 from sbi_dgm.priors import Prior
 from sbi_dgm.simulator import Simulator, available, find, unbatched
+from simulators.cosmology.background import HUBBLE_DISTANCE, distance_modulus
+from simulators.cosmology.supernovae import Supernovae
 from simulators.gaussian_linear import GaussianLinear
-from simulators.supernovae import HUBBLE_DISTANCE, Supernovae, distance_modulus
 from simulators.two_moons import TwoMoons
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "sbibm_reference.h5"

@@ -13,7 +13,7 @@ from sbi_dgm.data.vectors import View
 from sbi_dgm.outliers import Cloud
 from sbi_dgm.parameters import Observable
 from sbi_dgm.trust import Gate, Trust
-from simulators.supernovae import Supernovae
+from simulators.cosmology.supernovae import Supernovae
 
 L = 20
 NOISE = np.eye(L) + 100.0  # a common offset of sd 10 and noise of sd 1: any two numbers are correlated by 0.99

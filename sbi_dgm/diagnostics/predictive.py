@@ -20,7 +20,7 @@ from sbi_dgm.diagnostics.bins import principal
 from sbi_dgm.diagnostics.evidence import Evidence, side_by_side
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.heldout import noised
-from sbi_dgm.simulator import Simulator, fitted
+from sbi_dgm.simulator import Simulator, fitted, is_weighted
 from sbi_dgm.univariate import Array
 
 ROWS, REPLICATIONS = 200, 20
@@ -45,11 +45,13 @@ def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng
     """Replications of at most `ROWS` rows, by one simulation of the truth and `REPLICATIONS` of draws.
 
     Raises:
-        OptionError: the simulator has other parameters.
+        OptionError: the simulator has other parameters, or its events are weighted.
         DataError: it failed, or gave numbers that are not finite.
 
     """
     order = _columns(evidence.names, simulator)
+    if is_weighted(simulator):
+        raise OptionError(f"predictive checks compare events as they are, and {simulator.name} weighs its own.")
     rows = np.sort(rng.permutation(len(evidence.theta))[:ROWS])
     theta = np.concatenate([evidence.theta[rows, None], evidence.draws[rows, :REPLICATIONS]], axis=1)[..., order]
     flat = theta.reshape(-1, theta.shape[-1])

@@ -47,7 +47,7 @@ class Convolutional(Learned):
     """
 
     hidden: int = Field(default=32, ge=1)
-    blocks: int = Field(default=2, ge=0)
+    blocks: int = Field(default=1, ge=0)
     periodic: bool = False
     head: int = Field(default=128, ge=1)
 

@@ -34,9 +34,9 @@ class DeepSets(Learned):
 
     """
 
-    hidden: int = Field(default=64, ge=1)
+    hidden: int = Field(default=32, ge=1)
     blocks: int = Field(default=1, ge=0)
-    frequencies: int = Field(default=4, ge=0)
+    frequencies: int = Field(default=6, ge=0)
 
     def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
         numbers = require_set(name, observable)

@@ -1,6 +1,6 @@
 """Rows that each simulator makes in a second on one core.
 
-    OMP_NUM_THREADS=1 python benchmarks/simulators.py [names ...] [-o benchmarks/results/simulators.json]
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py [names ...] [-o benchmarks/results/throughput.json]
 
 Each is called on draws of its prior in batches of 1,000 rows, as campaigns do, for two seconds at least and three
 batches; the quickest batch counts, since others wait for the rest of the machine. Prints the table of
@@ -57,7 +57,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=sorted(available()))
-    parser.add_argument("-o", "--out", default="benchmarks/results/simulators.json")
+    parser.add_argument("-o", "--out", default="benchmarks/results/throughput.json")
     a = parser.parse_args()
     found: dict[str, dict[str, object]] = {}
     for name in a.names:

@@ -1,0 +1,1 @@
+"""Problems of cosmology in flat universes of dark energy with a constant equation of state."""
