@@ -170,8 +170,21 @@ def _content(path: str | Path | None, words: Sequence[str]) -> dict[str, dict[st
     content = _tables(content, str(path))
     for word in words:
         table, key, value = _word(word)
-        content[table] = {**content[table], key: value}
+        content[table] = _with(content[table], key, value)
     return content
+
+
+def _with(table: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A table with one value more, in tables within it where the key has dots.
+
+    >>> _with({"name": "fusion", "parts": {"flux": {}}}, "parts.map.name", "cnn")
+    {'name': 'fusion', 'parts': {'flux': {}, 'map': {'name': 'cnn'}}}
+    """
+    first, dot, rest = key.partition(".")
+    inner = table.get(first, {})
+    if dot and not isinstance(inner, Mapping):
+        raise OptionError(f"{key}: {first} = {inner!r} is no table that {rest} could be in.")
+    return {**table, first: _with(inner, rest, value) if dot else value}
 
 
 def parsed(text: str, place: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a file holds, in words."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,15 @@ def _prior(parameter: Parameter) -> str:
     return f"{parameter.name:<18} {parameter.prior or 'joint'}{unit}"
 
 
+def _observable(described: Mapping[str, Any]) -> str:
+    gone = "may be absent" if described.get("optional") else ""
+    return " ".join(part for part in (str(tuple(described["shape"])), described["unit"], gone) if part)
+
+
 def _posterior(path: Path) -> str:
     header = artifact.read(path)[0]
     record = header["record"]
-    observables = [f"  {name:<18} {tuple(o['shape'])} {o['unit']}" for name, o in header["observables"].items()]
+    observables = [f"  {name:<18} {_observable(o)}" for name, o in header["observables"].items()]
     kind = "likelihood" if "roles" in record else "posterior"
     lines = [
         f"{path}: {kind} of {', '.join(p['name'] for p in header['reference']['parameters'])}",

@@ -212,7 +212,9 @@ class Gate:
 
     def describe(self) -> dict[str, Any]:
         """What there is to say about it, as JSON."""
-        return {"level": self.level, "simulations": len(self.scores), "compares": list(self.clouds)}
+        compared = ["x"] if "x" in self.groups else [view.name for view in self.views]
+        compared += ["context"] if "context" in self.clouds else []
+        return {"level": self.level, "simulations": len(self.scores), "compares": compared}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All numbers, by name."""
