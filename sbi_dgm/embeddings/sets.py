@@ -10,8 +10,8 @@ mean of a Poisson number; it comes in units of its spread in training. w(s) hold
 
 .. math::  \sin(\tfrac{\pi}{4} k s), \; \cos(\tfrac{\pi}{4} k s), \qquad k = 1 \ldots K
 
-of each, whose means are their empirical characteristic functions (Tancik et al. 2020, arXiv:2006.10739, say why phi sees
-them too: what tells may be sharper than a network learns from s alone). Empty places take no part and cost nothing.
+of each, whose means are their empirical characteristic functions. phi sees them too, because what tells may be sharper
+than a network learns from s alone (Tancik et al. 2020, arXiv:2006.10739). Empty places take no part and cost nothing.
 """
 
 import math
