@@ -8,7 +8,7 @@ from judging import accuses
 from scipy import stats
 from scipy.integrate import quad
 
-from sbi_dgm.errors import DataError
+from sbi_dgm.errors import DataError, PriorError
 from simulators.cosmology import density_maps
 from simulators.cosmology.density_maps import NOISE, REDSHIFTS, SIDE, THICKNESS, DensityMaps, LognormalMaps
 from simulators.cosmology.linear_power import Universes, linear_power
@@ -100,6 +100,11 @@ def test_between_its_nodes_the_polynomial_in_omega_m_is_the_power():
     for theta in problem.prior.sample(5, seed=0):
         direct = problem.slice.eigenvalues(Universes(theta[:1], theta[1:2]))[0] * theta[1] ** 2
         np.testing.assert_allclose(problem.signal(theta[None])[0, 0], direct, rtol=1e-6)
+
+
+def test_universes_outside_the_prior_are_refused():
+    with pytest.raises(PriorError, match=r"omega_m = 0.1 is outside its prior \[0.15, 0.5\]"):
+        DensityMaps()(np.array([[0.1, 0.8, -1.0]]), rng())
 
 
 # Fields

@@ -77,8 +77,13 @@ class Slices:
         return self.prior.coordinates.low[0], self.prior.coordinates.high[0]
 
     def signal(self, theta: Array) -> Array:
-        """Eigenvalues (B, 2, K) of the pixels' covariance without noise, for each distinct wavenumber: (B, 3)."""
-        low, high = self._edges
+        """Eigenvalues (B, 2, K) of the pixels' covariance without noise, for each distinct wavenumber: (B, 3).
+
+        Raises:
+            PriorError: theta lies outside the prior, where the polynomial in omega_m means nothing.
+
+        """
+        theta, (low, high) = self.prior.check(theta), self._edges
         node = 2 * (theta[:, 0] - low) / (high - low) - 1
         shape = np.exp(chebyshev.chebvander(node, DEGREE) @ self._polynomial)
         amplitude = theta[:, 1:2] * growth(REDSHIFTS, theta[:, 0], theta[:, 2])

@@ -98,8 +98,8 @@ def _columns() -> Array:
 @cache
 def _covariance() -> Array:
     """Of the 1,580 magnitudes [mag^2]; read-only. It takes a second or two."""
-    size, *entries = np.split(np.fromfile(_file(COVARIANCE), sep=" "), [1])
-    square = entries[0].reshape(int(size[0]), -1)[np.ix_(_chosen(), _chosen())]
+    numbers = np.fromfile(_file(COVARIANCE), sep=" ")
+    square = numbers[1:].reshape(int(numbers[0]), -1)[np.ix_(_chosen(), _chosen())]
     square.flags.writeable = False
     return square
 
