@@ -88,9 +88,9 @@ def test_every_member_and_their_number_are_seen(embedding):
     assert float((network({"jet": twice}) - summary).abs().max()) > 1e-3
 
 
-def test_waves_are_sines_and_cosines_of_doubling_frequencies():
+def test_waves_are_sines_and_cosines():
     s = torch.tensor([[0.3, -2.0]])
-    angles = [np.pi / 4 * 2**k * v for v in (0.3, -2.0) for k in range(3)]
+    angles = [np.pi / 4 * k * v for v in (0.3, -2.0) for k in (1, 2, 3)]
     expected = [0.3, -2.0, *np.sin(angles), *np.cos(angles)]
     np.testing.assert_allclose(Waves(3)(s)[0], expected, atol=1e-6)
     assert Waves(3).outputs(2) == len(expected)
@@ -133,7 +133,7 @@ def draws(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return theta, x
 
 
-@pytest.fixture(scope="module", params=[DeepSets(hidden=32), SetTransformer(hidden=16, heads=2, blocks=1, inducing=4)])
+@pytest.fixture(scope="module", params=[DeepSets(), SetTransformer(hidden=16, heads=2, blocks=1, inducing=4)])
 def learned(request, tmp_path_factory):
     theta, x = draws(3000, 0)
     prior = Prior([Parameter("mu", Uniform(-2, 2))])

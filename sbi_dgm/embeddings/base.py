@@ -210,6 +210,17 @@ def describe(embedding: "Embedding | nn.Module") -> dict[str, Any]:
     return options.describe(EMBEDDINGS, embedding)
 
 
+def said(description: Mapping[str, Any]) -> str:
+    """A described embedding in words: its name, and those of its parts.
+
+    >>> said({"name": "fusion", "options": {"parts": {"map": {"name": "cnn"}, "flux": {"name": "mlp"}}}})
+    'fusion (map by cnn, flux by mlp)'
+    """
+    parts = description.get("options", {}).get("parts") or {}
+    words = ", ".join(f"{name} by {said(part)}" for name, part in parts.items())
+    return f"{description['name']} ({words})" if words else description["name"]
+
+
 def restore(description: Mapping[str, Any], external: nn.Module | None = None) -> "Embedding | nn.Module":
     """The inverse of `describe`; a user's module must be passed."""
     if description["name"] != "external":

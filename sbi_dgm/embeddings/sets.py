@@ -1,15 +1,17 @@
 r"""Summaries of sets, whose members have no order: deep sets (Zaheer et al. 2017, arXiv:1703.06114).
 
-.. math::  c = \rho\Big(\sqrt n, \; \frac{1}{\max(n, 1)} \sum_{i=1}^n \phi(s_i)\Big)
+.. math::
+    c = \rho\Big(\sqrt n, \; \frac{1}{\max(n, 1)} \sum_{i=1}^n w(s_i), \;
+    \frac{1}{\max(n, 1)} \sum_{i=1}^n \phi(w(s_i))\Big)
 
 over the n members that are there: every function of a set that does not depend on order has this form, and of members
 that are independent given theta, sum_i ln p(s_i | theta) is one. The root of n has about the same spread whatever the
-mean of a Poisson number; it comes in units of its spread in training. phi sees, beside a member's numbers s,
+mean of a Poisson number; it comes in units of its spread in training. w(s) holds a member's numbers and
 
-.. math::  \sin(2^k \tfrac{\pi}{4} s), \; \cos(2^k \tfrac{\pi}{4} s), \qquad k < K
+.. math::  \sin(\tfrac{\pi}{4} k s), \; \cos(\tfrac{\pi}{4} k s), \qquad k = 1 \ldots K
 
-(Tancik et al. 2020, arXiv:2006.10739), because what tells may be sharper than a network learns from s alone. Places
-that are empty take no part in anything and cost nothing.
+of each, whose means are their empirical characteristic functions. phi sees them too, because what tells may be sharper
+than a network learns from s alone (Tancik et al. 2020, arXiv:2006.10739). Empty places take no part and cost nothing.
 """
 
 import math
@@ -28,19 +30,20 @@ class DeepSets(Learned):
     """A summary of a set of members (M, F), the last of whose numbers says which are there.
 
     Attributes:
-        hidden: width of both networks, and length of the mean.
-        blocks: residual blocks of each.
+        hidden: width of rho.
+        blocks: its residual blocks.
+        members: width of phi, and how many numbers it gives.
         frequencies: K, of the sines and cosines of each number.
 
     """
 
-    hidden: int = Field(default=32, ge=1)
-    blocks: int = Field(default=1, ge=0)
-    frequencies: int = Field(default=6, ge=0)
+    hidden: int = Field(default=128, ge=1)
+    blocks: int = Field(default=2, ge=0)
+    members: int = Field(default=32, ge=1)
+    frequencies: int = Field(default=16, ge=0)
 
     def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
-        numbers = require_set(name, observable)
-        return _DeepSets(numbers, self.length(dimension), self.hidden, self.blocks, self.frequencies)
+        return _DeepSets(require_set(name, observable), self.length(dimension), self)
 
 
 def require_set(name: str, observable: Observable) -> int:
@@ -54,16 +57,18 @@ def require_set(name: str, observable: Observable) -> int:
 
 
 class _DeepSets(nn.Module):
-    def __init__(self, numbers: int, features: int, hidden: int, blocks: int, frequencies: int) -> None:
+    def __init__(self, numbers: int, features: int, how: DeepSets) -> None:
         super().__init__()
-        self.waves, self.count = Waves(frequencies), Count()
-        self.inner = ResidualMLP(self.waves.outputs(numbers), hidden, hidden=hidden, blocks=blocks)
-        self.outer = ResidualMLP(1 + hidden, features, hidden=hidden, blocks=blocks)
+        self.waves, self.count = Waves(how.frequencies), Count()
+        seen = self.waves.outputs(numbers)
+        self.inner = ResidualMLP(seen, how.members, hidden=how.members, blocks=1)
+        self.outer = ResidualMLP(1 + seen + how.members, features, hidden=how.hidden, blocks=how.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         there = x[..., -1] > 0
         rows, n = there.nonzero()[:, 0], there.sum(1)
-        members = self.inner(self.waves(x[..., :-1][there]))
+        waves = self.waves(x[..., :-1][there])
+        members = torch.cat([waves, self.inner(waves)], dim=1)
         total = members.new_zeros(len(x), members.shape[1]).index_add(0, rows, members)
         return self.outer(torch.cat([self.count(n), total / n.clamp(min=1)[:, None]], dim=1))
 
@@ -75,7 +80,7 @@ class Waves(nn.Module):
 
     def __init__(self, frequencies: int) -> None:
         super().__init__()
-        self.register_buffer("scale", math.pi / 4 * 2.0 ** torch.arange(frequencies), persistent=False)
+        self.register_buffer("scale", math.pi / 4 * torch.arange(1, frequencies + 1), persistent=False)
 
     def outputs(self, numbers: int) -> int:
         """How many numbers come of F."""

@@ -61,7 +61,7 @@ class SetTransformer(Attentive):
     """
 
     inducing: int = Field(default=16, ge=1)
-    frequencies: int = Field(default=6, ge=0)
+    frequencies: int = Field(default=16, ge=0)
 
     def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
         return _SetTransformer(require_set(name, observable), self.length(dimension), self)
