@@ -29,7 +29,7 @@ import numpy as np
 
 from sbi_dgm.errors import DataError, OptionError, PriorError, unknown
 from sbi_dgm.seeds import numpy_generator
-from sbi_dgm.simulator import Simulator, shaped
+from sbi_dgm.simulator import Simulator, is_weighted, shaped
 from sbi_dgm.univariate import Array
 
 BATCH = 100  # simulations from one stream
@@ -104,6 +104,8 @@ def _require_vectors(simulator: Simulator, log: Collection[str]) -> None:
     for name in log:
         if name not in simulator.observables:
             raise OptionError(unknown("observable", name, simulator.observables))
+    if is_weighted(simulator):
+        raise OptionError(f"{simulator.name} gives weighted events: a score is of simulations that all count alike.")
     for name, observable in simulator.observables.items():
         if observable.kind == "set":
             raise OptionError(f"observable {name!r} is a set: a score is linear in vectors; use 'deep_sets'.")

@@ -138,7 +138,7 @@ def _not_finite(x: dict[str, np.ndarray], observables: Mapping[str, Observable])
     errors: dict[int, BaseException] = {}
     for name, a in x.items():
         bad = ~np.isfinite(a).reshape(len(a), -1)
-        if observables[name].optional:
+        if name in observables and observables[name].optional:
             bad[absent_rows(a)] = False
         for row in np.flatnonzero(bad.any(1)):
             entry = np.unravel_index(int(np.argmax(bad[row])), a.shape[1:])

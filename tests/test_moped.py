@@ -263,6 +263,10 @@ def test_points_outside_of_the_prior_and_sets_are_refused():
         moped(box, [0.5, 1.5])
     with pytest.raises(PriorError, match=r"step from the fiducial point has a = 1\.1.*smaller steps"):
         moped(box, [0.5, 0.5], steps=[0.6, 0.1])
+    box.weighted = True
+    with pytest.raises(OptionError, match="linear gives weighted events"):
+        moped(box, [0.5, 0.5])
+    box.weighted = False
     box.observables = {"hits": Observable((5, 2), kind="set")}
     with pytest.raises(OptionError, match="'hits' is a set"):
         moped(box, [0.5, 0.5])
