@@ -53,12 +53,11 @@ class Stored(Embedding):
             )
 
     def build(self, observables: Observables, dimension: int) -> nn.Module:
+        given = _words(self.fed(observables))
+        if self._state is not None and given != self._made_for:
+            raise OptionError(f"the embedding was made for {self._made_for}, and is given {given}.")
         module = self.blank(observables)
-        if self._state is not None:
-            given = _words(self.fed(observables))
-            if given != self._made_for:
-                raise OptionError(f"the embedding was made for {self._made_for}, and is given {given}.")
-            module.load_state_dict(module.state_dict() | self._state)
+        module.load_state_dict(module.state_dict() | (self._state or {}))
         return module
 
     def fed(self, observables: Observables) -> Observables:
