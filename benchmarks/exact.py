@@ -7,8 +7,9 @@ Each problem is simulated once, training and held-out rows together. The default
 embedding named below, or behind a score compression (MOPED) at the simulator's fiducial point: of the logarithms of
 binned spectra where x is a field, of a histogram where x is a set. At 20 observations drawn from the prior and the
 simulator, draws of both posteriors are compared: the error of the mean in units of the exact sd, and the sd in units of
-the exact one, both averaged over the observations. The test rows go through `calibrate`. One JSON file a cell in
-FOLDER/cells; simulations and draws of the exact posteriors are kept in FOLDER. A call goes on where it stopped.
+the exact one, both averaged over the observations; and likewise for real data, where there are any. The test rows go
+through `calibrate`. One JSON file a cell in FOLDER/cells; simulations, runs and draws of the exact posteriors are kept
+in FOLDER. A call goes on where it stopped.
 """
 
 import argparse
@@ -167,7 +168,8 @@ def cell(name: str, method: str, folder: Path) -> dict[str, Any]:
     draws = posterior.sample(DRAWS, exact["x"] if view is _same else view(exact["x"]), seed=1).array
     mean, sd = exact["draws"].mean(1), exact["draws"].std(1)
     report = sbi_dgm.calibrate(posterior, data, progress=False)
-    prior = find(name).prior.sample(20_000, seed=1).std(0)
+    simulator: Any = find(name)
+    prior = simulator.prior.sample(20_000, seed=1).std(0)
     figures = {
         "error": np.abs(draws.mean(1) - mean) / sd,
         "ratio": draws.std(1) / sd,
@@ -182,10 +184,25 @@ def cell(name: str, method: str, folder: Path) -> dict[str, Any]:
         "parameters": posterior.names,
         **{key: value.mean(0).round(4).tolist() for key, value in figures.items()},
         "each": {key: value.round(4).tolist() for key, value in figures.items()},
+        "observed": real(posterior, simulator, view) if hasattr(simulator, "observed") else None,
         "verdict": report.verdict,
         "seconds": posterior.record["seconds"],
         "validation": posterior.record["best_validation_loss"],
     }
+
+
+def real(posterior: Posterior, simulator: Any, view: Callable[[Array], Array]) -> dict[str, list[float]]:
+    """The same comparison for the real data: means, sds, and what of them is compared."""
+    x = _bare(simulator.observed)
+    exact = simulator.reference_posterior(x, DRAWS, np.random.default_rng(SEED))
+    draws = posterior.sample(DRAWS, x if view is _same else view(x[None])[0], seed=1).array
+    figures = {
+        "exact_mean": exact.mean(0),
+        "exact_sd": exact.std(0),
+        "error": np.abs(draws.mean(0) - exact.mean(0)) / exact.std(0),
+        "ratio": draws.std(0) / exact.std(0),
+    }
+    return {key: value.round(4).tolist() for key, value in figures.items()}
 
 
 def table(folder: Path) -> str:
