@@ -11,11 +11,17 @@ with W_2 = 0 at first and without normalisation, so that rows never see each oth
 
 .. math::  \langle h \rangle \quad \text{and} \quad \ln(\langle h^2 \rangle + \epsilon) ,
 
-means over all places: as the stream starts linear in x, the second is the logarithm of a spectrum in learned bands,
-which is all that a Gaussian field has to tell. Where the axes are not periodic, the last stage's places are seen one by
-one too, because where things lie may matter; where they are, nothing depends on it.
+means over all places: as the stream starts linear in x, the second is the logarithm of a spectrum in learned bands.
+Where the axes are not periodic, the last stage's places are seen one by one too, because where things lie may matter.
+Where they are, nothing depends on it, and the spectrum of x itself is seen, the logarithms of its mean power
+
+.. math::  \ln\Big(\frac{1}{N_b} \sum_{|k| \in b} \frac{|x_k|^2}{P} + \epsilon\Big)
+
+in bands b of N_b of the P wavevectors, in units of their spread in training. That is all that a Gaussian field has to
+tell, to a per cent and from the first step on; filters that move while they learn tell it less well.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sbi_dgm.embeddings.base import Learned
+from sbi_dgm.embeddings.stored import Scaled
 from sbi_dgm.errors import OptionError
 from sbi_dgm.networks import ResidualMLP
 from sbi_dgm.parameters import Observable
@@ -32,6 +39,8 @@ LAST = 4  # places along an axis of the last stage, at most twice as many
 LONG = 8 * LAST  # an axis from which a stem of stride 4 is taken
 WIDEST = 2  # channels of the last stage, in units of the first's
 EPSILON = 1e-4
+BANDS = 20  # of |k|, at most: those without a wavevector are left out
+HEAD_BLOCKS = 2
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
@@ -183,18 +192,44 @@ class Pyramid(nn.Module):
         for length in lengths:
             seen *= length
         self.periodic = periodic
-        self.head = ResidualMLP(pooled + seen, features, hidden=head, blocks=1)
+        self.bands = Bands(channels, places) if periodic else None
+        pooled += self.bands.outputs if self.bands is not None else 0
+        self.head = ResidualMLP(pooled + seen, features, hidden=head, blocks=HEAD_BLOCKS)
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.missing):
             x = nn.functional.pad(x, [side for extra in reversed(self.missing) for side in (0, extra)])
-        h, pooled = self.stem(x), []
+        h, pooled = self.stem(x), [] if self.bands is None else [self.bands(x)]
         for stage, step in zip(self.stages, [*self.steps, None], strict=True):
             h = stage(h)
             pooled.append(spectrum(h.flatten(2)))
             h = h if step is None else step(h)
         seen = [] if self.periodic else [h.flatten(1)]
         return self.head(torch.cat(pooled + seen, dim=1))
+
+
+class Bands(nn.Module):
+    """The power spectrum of each channel in bands of |k|, logarithmic and scaled: (B, K, ...) -> (B, outputs)."""
+
+    average: Tensor
+
+    def __init__(self, channels: int, places: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = tuple(range(2, 2 + len(places)))
+        axes = [torch.fft.fftfreq(length) for length in places[:-1]] + [torch.fft.rfftfreq(places[-1])]
+        k = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+        twice = torch.where((axes[-1] == 0) | (axes[-1] == 0.5), 1.0, 2.0).expand_as(k)  # -k is not among them
+        edges = torch.logspace(math.log10(0.99 / max(places)), math.log10(1.01 * float(k.max())), BANDS + 1)
+        weight = nn.functional.one_hot(torch.bucketize(k, edges), BANDS + 2) * twice[..., None]
+        weight = weight.flatten(0, -2)[:, 1:-1]
+        weight = weight[:, weight.sum(0) > 0]
+        self.register_buffer("average", weight / weight.sum(0), persistent=False)
+        self.outputs = channels * weight.shape[1]
+        self.scale = Scaled(self.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        power = torch.fft.rfftn(x, dim=self.axes, norm="ortho").abs().square().flatten(2) @ self.average
+        return self.scale((power + EPSILON).log().flatten(1))
 
 
 def spectrum(h: Tensor) -> Tensor:
