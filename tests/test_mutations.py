@@ -40,7 +40,7 @@ def faults(outcome: dict) -> list[str]:
 
 
 def decent(code: int, stderr: list[str]) -> bool:
-    lines = [line for line in stderr if not line.startswith(("sbi-dgm: note: ", "reading: "))]
+    lines = [line for line in stderr if not line.startswith(("sbi-dgm: note: ", "reading: ", "embedding: "))]
     return (code, len(lines)) in ((0, 0), (2, 1)) and all(line.startswith("sbi-dgm: ") for line in lines)
 
 
