@@ -38,7 +38,7 @@ COLUMNS = (
     "learned sd / prior's",
     "error of the mean / exact sd",
     "learned sd / exact",
-    "calibrate",
+    "`calibrate`",
     "s",
 )
 Array = np.ndarray
@@ -220,7 +220,11 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for i, parameter in enumerate(found["parameters"]):
         first = [f"`{found['problem']}`", f"{found['rows']:,}", found["embedding"]] if i == 0 else [""] * 3
-        last = [found["verdict"].split(":")[0].split(".")[0], f"{found['seconds']:.0f}"] if i == 0 else [""] * 2
+        last = (
+            ["passes" if found["verdict"] == "calibrated" else "does not", f"{found['seconds']:.0f}"]
+            if i == 0
+            else [""] * 2
+        )
         middle = [f"{found[key][i]:.3f}" for key in ("exact", "learned", "error", "ratio")]
         lines.append("| " + " | ".join([*first, parameter, *middle, *last]) + " |")
     return lines
