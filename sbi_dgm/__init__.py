@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sbi_dgm.estimators.flow_matching import FlowMatching
     from sbi_dgm.estimators.located import Located
     from sbi_dgm.estimators.vae import VAE
-    from sbi_dgm.likelihood import Likelihood
+    from sbi_dgm.likelihood import Likelihood, load_refined
     from sbi_dgm.parameters import Observable, Parameter
     from sbi_dgm.posterior import Posterior, load
     from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform
@@ -63,7 +63,7 @@ _HOMES = {
     "estimators.flow_matching": ["FlowMatching"],
     "estimators.located": ["Located"],
     "estimators.vae": ["VAE"],
-    "likelihood": ["Likelihood"],
+    "likelihood": ["Likelihood", "load_refined"],
     "parameters": ["Observable", "Parameter"],
     "posterior": ["Posterior", "load"],
     "priors": ["BoundedPrior", "MultivariateNormal", "Prior", "PriorTransform"],
@@ -116,6 +116,7 @@ __all__ = [
     "calibrate",
     "fit",
     "load",
+    "load_refined",
     "moped",
     "pretrained",
     "run_benchmark",

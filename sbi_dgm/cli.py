@@ -73,6 +73,7 @@ def _train(a: argparse.Namespace) -> None:
     )
     if a.learn == "refined":
         _told(learned.likelihood.record, f"{a.out}/likelihood")
+        print(f"{a.out}/likelihood/pool.json: {learned.pool or 'the likelihood has a power of 1'}.")
         learned = learned.proposal
     record = learned.record
     _told(record, a.out)
@@ -134,7 +135,7 @@ def _sample(a: argparse.Namespace) -> None:
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     if a.refine is not None:
-        better = posterior.refined(_likelihood(a), effective=a.effective)
+        better = _refined(a, posterior)
         samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print, strict=a.strict)
     else:
         keep = a.log_prob or posterior.density == "exact"
@@ -151,17 +152,16 @@ def _sample(a: argparse.Namespace) -> None:
         print(f"trust: {samples.trust}.")
 
 
-def _likelihood(a: argparse.Namespace) -> Any:
-    from sbi_dgm.likelihood import Likelihood
+def _refined(a: argparse.Namespace, posterior: Any) -> Any:
+    from sbi_dgm.likelihood import Likelihood, load_refined
     from sbi_dgm.simulator import find
 
-    beside = Path(a.model).parent / "likelihood" / "likelihood.safetensors"
-    if not a.refine and not beside.exists():
-        raise OptionError(f"no likelihood was learned with it ({beside}): train --refine does, or name one.")
-    if not a.refine or Path(a.refine).exists():
-        return Likelihood.load(a.refine or beside, device=a.device)
+    if not a.refine:
+        return load_refined(Path(a.model).parent, posterior=posterior, effective=a.effective, device=a.device)
+    if Path(a.refine).exists():
+        return posterior.refined(Likelihood.load(a.refine, device=a.device), effective=a.effective)
     sys.path.insert(0, str(Path.cwd()))
-    return find(a.refine)
+    return posterior.refined(find(a.refine), effective=a.effective)
 
 
 def _check_figure(path: Path, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Family
 from sbi_dgm.files import write_json
 from sbi_dgm.gating import gate_of
+from sbi_dgm.likelihood import REFINING
 from sbi_dgm.loop import Run, Training
 from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.posterior import Posterior
@@ -37,7 +38,6 @@ from sbi_dgm.trust import Gate
 from sbi_dgm.weights import row_weights
 
 RESULTS = ("posterior.safetensors", "likelihood.safetensors")
-REFINING = "likelihood"  # in a posterior's folder: the run of the likelihood that was learned with it
 
 
 @dataclass(frozen=True)

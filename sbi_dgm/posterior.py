@@ -307,7 +307,7 @@ class Posterior:
         rows = [{name: values[i] for name, values in arrays.items()} for i in range(len(next(iter(arrays.values()))))]
         return [row if len(row) > 1 else next(iter(row.values())) for row in rows], single
 
-    def refined(self, likelihood: Any, *, effective: float = 10_000, cap: int = CAP) -> Refined:
+    def refined(self, likelihood: Any, *, effective: float = 10_000, cap: int = CAP, power: float = 1.0) -> Refined:
         """This posterior refined by a likelihood: amortized still, by importance weights, without MCMC.
 
         Args:
@@ -315,6 +315,8 @@ class Posterior:
                 and one observation (a dict by name where there are several observables) -> (S,).
             effective: effective size of the weighted proposals, for each observation.
             cap: proposals at most.
+            power: of the likelihood, which below 1 shares the say with this posterior: for learned ones, best found by
+                `pooled(data)`.
 
         Raises:
             OptionError: this posterior has no density.
@@ -322,12 +324,12 @@ class Posterior:
 
         Example::
 
-            better = posterior.refined(likelihood)
+            better = posterior.refined(likelihood).pooled(data)
             better.sample(1000, x)
             print(better.weigh(x).verdict)
 
         """
-        return Refined(self, likelihood, effective=effective, cap=cap)
+        return Refined(self, likelihood, effective=effective, cap=cap, power=power)
 
     repaired, regions, intervals = repair.repaired, conformal.regions, conformal.intervals  # methods, told of there
 

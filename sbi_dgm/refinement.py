@@ -18,6 +18,9 @@ rounded up or down (Madow 1949), so that two equal draws appear only where a wei
 
 A proposal that knows its density only jointly with a hidden w, q(theta, w), serves as well: with r(w | theta) any
 density, L p r / g on the larger space has the same evidence and, theta alone, the same posterior.
+
+A learned likelihood need not have the whole say: with a power below 1, q^{1 - power} (L p)^power stands for L p
+(`sbi_dgm.pooling`), and the constant is no evidence.
 """
 
 import warnings
@@ -29,7 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from sbi_dgm import pareto
+from sbi_dgm import pareto, pooling
 from sbi_dgm.errors import ObservationError, OptionError
 from sbi_dgm.importance import FITTED, SHARE_OF_PRIOR, Mixture, effective_size, fit_mixture, systematic
 from sbi_dgm.priors import Prior
@@ -84,6 +87,7 @@ class Weighted:
         log_weight: (M,), ln of L p / g.
         asked: the effective size that was asked for.
         k_alone: Pareto's k of the first block, before any mixture was fitted: it judges the posterior itself.
+        power: of the likelihood.
 
     """
 
@@ -91,6 +95,7 @@ class Weighted:
     log_weight: Array
     asked: float
     k_alone: float
+    power: float = 1.0
 
     @property
     def effective(self) -> float:
@@ -99,7 +104,9 @@ class Weighted:
 
     @property
     def log_evidence(self) -> float:
-        """ln Z, Z the integral of likelihood times prior."""
+        """ln Z, Z the integral of likelihood times prior; `OptionError` where the likelihood's power is below 1."""
+        if self.power < 1:
+            raise OptionError(f"a likelihood with a power of {self.power:g} has no evidence: refine with power=1.")
         return float(np.logaddexp.reduce(self.log_weight) - np.log(len(self.log_weight)))
 
     @property
@@ -125,9 +132,14 @@ class Weighted:
         alone = pareto.meaning(self.k_alone, BLOCK).split(":")[0]
         return (
             f"{self.effective:.0f} of {count} proposals effective ({end}); Pareto k = {k:.2f}, "
-            f"{pareto.meaning(k, count)} (of the posterior alone: k = {self.k_alone:.2f}, {alone}); "
-            f"ln Z = {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}."
+            f"{pareto.meaning(k, count)} (of the posterior alone: k = {self.k_alone:.2f}, {alone}); {self._constant}."
         )
+
+    @property
+    def _constant(self) -> str:
+        if self.power < 1:
+            return f"the likelihood has a power of {self.power:g}"
+        return f"ln Z = {self.log_evidence:.3f} +- {self.log_evidence_error:.3f}"
 
     @property
     def trusted(self) -> bool:
@@ -150,16 +162,33 @@ class Refined:
     Attributes:
         proposal: the posterior that is refined.
         likelihood: what it is refined by.
+        power: of the likelihood; below 1 the posterior keeps a say (`sbi_dgm.pooling`).
+        pool: what told the power; None where it was given.
         density: "unnormalised": `log_prob` is ln L + ln p, which lacks the evidence that `weigh` estimates.
 
     """
 
     density = "unnormalised"
+    pooled = pooling.pooled  # a method, told of there
 
-    def __init__(self, proposal: Proposal, likelihood: Any, *, effective: float, cap: int = CAP) -> None:
+    def __init__(
+        self,
+        proposal: Proposal,
+        likelihood: Any,
+        *,
+        effective: float,
+        cap: int = CAP,
+        power: float = 1.0,
+        pool: pooling.Pool | None = None,
+    ) -> None:
         if not 0 < effective <= 1e9 or cap < BLOCK:
             raise OptionError(f"effective = {effective:g}, cap = {cap}: give effective > 0 and cap >= {BLOCK}.")
+        if not pooling.LEAST <= power <= 1:
+            raise OptionError(f"power = {power:g}: give a number from {pooling.LEAST} to 1.")
+        if power < 1:
+            pooling.require_density(proposal)
         self.proposal, self.likelihood, self.effective, self.cap = proposal, likelihood, effective, cap
+        self.power, self.pool = power, pool
         self.log_likelihood = _function(likelihood)
         self.prior = proposal.require_prior("refinement")
 
@@ -170,9 +199,10 @@ class Refined:
 
     @property
     def record(self) -> dict[str, Any]:
-        """How the posterior and the likelihood were trained, where that is known."""
+        """How the posterior and the likelihood were trained, where that is known, and what told the power."""
         parts = {"posterior": self.proposal, "likelihood": self.likelihood}
-        return {name: part.record for name, part in parts.items() if hasattr(part, "record")}
+        known = {name: part.record for name, part in parts.items() if hasattr(part, "record")}
+        return known if self.pool is None else known | {"pool": self.pool._asdict()}
 
     def weigh(self, x: Any, *, seed: int | None = None) -> Weighted:
         """Weighted proposals for one observation, until enough are effective or the cap is reached.
@@ -190,12 +220,12 @@ class Refined:
         return rows[0]
 
     def _weigh(self, x: Any, rng: np.random.Generator) -> Weighted:
-        pool, blocks, k_alone = _Pool(self.prior), 0, float("nan")
+        pool, blocks, k_alone = _Proposals(self.prior, self.power), 0, float("nan")
         while True:
             pool.add(*self._block(pool, x, rng))
             blocks, log_weight = blocks + 1, pool.log_weight()
             k_alone = pareto.shape(log_weight) if blocks == 1 else k_alone
-            found = Weighted(pool.theta, log_weight, self.effective, k_alone)
+            found = Weighted(pool.theta, log_weight, self.effective, k_alone, self.power)
             if not np.isfinite(found.log_weight.max()):
                 raise ObservationError(f"the likelihood of x is zero at all {len(found.theta)} proposals: check x.")
             if found.reached or len(found.theta) + BLOCK > self.cap:
@@ -203,7 +233,7 @@ class Refined:
             if blocks & (blocks - 1) == 0:
                 pool.fit(rng)
 
-    def _block(self, pool: "_Pool", x: Any, rng: np.random.Generator) -> tuple[Array, list[int], Array, Array]:
+    def _block(self, pool: "_Proposals", x: Any, rng: np.random.Generator) -> tuple[Array, list[int], Array, Array]:
         """BLOCK proposals, how many come from q, the prior and the last mixture, their ln q, and ln L."""
         first, second = (int(s) for s in rng.integers(2**63, size=2))
         wide, fitted, inside = pool.draw(rng)
@@ -211,11 +241,12 @@ class Refined:
         other = np.concatenate([wide, fitted])
         theta = np.concatenate([near, other])
         log_q = np.concatenate([log_near, self.proposal.proposal_density(other, x, second)])
-        value = self._likelihood(theta, x)
+        value = self.evaluate(theta, x)
         value[BLOCK - len(fitted) :][~inside] = -np.inf
         return theta, [len(near), len(wide), len(fitted)], log_q, value
 
-    def _likelihood(self, theta: Array, x: Any) -> Array:
+    def evaluate(self, theta: Array, x: Any) -> Array:
+        """Ln L at theta (S, D) for one observation (S,), or `ObservationError` where it is NaN or +inf."""
         value = np.array(self.log_likelihood(theta, x), np.float64)
         if value.shape != theta.shape[:1]:
             raise ObservationError(f"the likelihood gave shape {value.shape} for {len(theta)} theta: one number each.")
@@ -265,15 +296,22 @@ class Refined:
         return Samples.of(self.prior, drawn[0] if single else np.stack(drawn), trust=trust)
 
     def log_prob(self, theta: ArrayLike, x: Any) -> Array:
-        """ln L(theta) + ln p(theta) for one observation, (S, D) -> (S,): the posterior's, but for `log_evidence`."""
-        theta = np.atleast_2d(np.asarray(theta, np.float64))
+        """ln L(theta) + ln p(theta) for one observation, (S, D) -> (S,): the posterior's, but for `log_evidence`.
+
+        With a power below 1 the same of the pool, but for a constant that is no evidence.
+        """
+        theta, x = np.atleast_2d(np.asarray(theta, np.float64)), self._one(x)
         log_prior, result = self.prior.log_prob(theta), np.full(len(theta), -np.inf)
         inside = np.isfinite(log_prior)
-        result[inside] = self._likelihood(theta[inside], self._one(x)) + log_prior[inside]
+        log_joint = self.evaluate(theta[inside], x) + log_prior[inside]
+        result[inside] = log_joint
+        if self.power < 1 and inside.any():
+            log_q = self.proposal.proposal_density(theta[inside], x, 0)
+            result[inside] = pooling.mixed(log_joint, log_q, self.power)
         return result
 
 
-class _Pool:
+class _Proposals:
     """Proposals for one observation, with the density of each under all that it might have come from.
 
     Attributes:
@@ -282,8 +320,8 @@ class _Pool:
 
     """
 
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
+    def __init__(self, prior: Prior, power: float) -> None:
+        self.prior, self.power = prior, power
         self.theta = self._z = np.empty((0, len(prior)))
         self._log_det, self._log_target = np.empty(0), np.empty(0)
         self._parts = np.empty((2, 0))  # ln of q, of the prior, and of each mixture
@@ -309,7 +347,8 @@ class _Pool:
         parts = [log_q, log_prior, *(m.log_prob(z) + log_det for m in self._mixtures)]
         self.theta, self._z = np.concatenate([self.theta, theta]), np.concatenate([self._z, z])
         self._log_det = np.concatenate([self._log_det, log_det])
-        self._log_target = np.concatenate([self._log_target, log_likelihood + log_prior])
+        target = pooling.mixed(log_likelihood + log_prior, log_q, self.power)
+        self._log_target = np.concatenate([self._log_target, target])
         self._parts = np.concatenate([self._parts, parts], axis=1)
         for part, count in zip((0, 1, -1), counts, strict=True):
             self.counts[part] += count
@@ -326,7 +365,7 @@ class _Pool:
         self.counts.append(0)
 
     def log_weight(self) -> Array:
-        """(M,), ln of L p over the mixture of all parts, in the shares that they have."""
+        """(M,), ln of L p, or the pool, over the mixture of all parts, in the shares that they have."""
         with np.errstate(divide="ignore"):
             share = np.log(np.array(self.counts) / len(self.theta))
         return self._log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)

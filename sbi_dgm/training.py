@@ -22,8 +22,9 @@ from sbi_dgm.embeddings.fusion import Auto
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.estimators.base import Family, family
 from sbi_dgm.job import Job
-from sbi_dgm.likelihood import Likelihood
+from sbi_dgm.likelihood import REFINING, Likelihood, keep_pool
 from sbi_dgm.loop import Training
+from sbi_dgm.pooling import pooled_where_possible
 from sbi_dgm.posterior import Posterior, opened
 from sbi_dgm.refinement import Refined
 
@@ -95,7 +96,8 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         parameters: names to infer; the others are marginalised.
         learn: "posterior", q(theta | x); "likelihood", q(x | theta), where x is up to 512 numbers (they are read into
             memory; whole numbers are dequantised by U(0, 1)); or "refined", the posterior and, by its own recipe, the
-            likelihood that refines it, where x is up to 100 numbers. `out/likelihood` is the run of the latter.
+            likelihood that refines it, where x is up to 100 numbers, with the power that the validation rows give it
+            (`sbi_dgm.pooling`). `out/likelihood` is the run of the latter; `load_refined(out)` reads all.
         training: batch size, rates and patience.
         split: fractions of validation and test rows.
         reading: from memory or as a stream; chosen by what is free.
@@ -182,16 +184,20 @@ def _exchanging(asked: Job) -> Job:
 
 
 def _refined(asked: Job, members: int, workers: int | None) -> Refined:
-    """The posterior first, then the likelihood, in what is left of the time."""
+    """The posterior first, then the likelihood, in what is left of the time; then what power it is worth."""
     recipe.require_refinable(asked.data)
     rows = len(asked.data.split(asked.split).train)
     chosen = recipe.recommended("likelihood", asked.data, rows).family
-    folder = None if asked.folder is None else asked.folder / job.REFINING
+    folder = None if asked.folder is None else asked.folder / REFINING
     beside = _exchanging(replace(asked, estimator=chosen, embedding=Auto(), folder=folder))
     began = time.monotonic()
     posterior = _kept(asked, members) or _posterior(asked, members, workers)
     left = max(0.0, asked.limit - (time.monotonic() - began))
-    return posterior.refined(Likelihood(_posterior(replace(beside, limit=left), members, workers), asked.data.prior))
+    likelihood = Likelihood(_posterior(replace(beside, limit=left), members, workers), asked.data.prior)
+    found = pooled_where_possible(posterior.refined(likelihood), asked.data, seed=asked.seed, progress=asked.progress)
+    if folder is not None:
+        keep_pool(found, folder)
+    return found
 
 
 def _kept(asked: Job, members: int) -> Posterior | None:

@@ -32,7 +32,7 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " estimators.normals estimators.vae estimators.located estimators.contrastive checkpoints optimiser loop"
         " preparation weights"
     ),
-    "outliers trust samples artifact heldout refinement model conformal repair peak posterior likelihood",
+    "outliers trust samples artifact heldout pooling refinement model conformal repair peak posterior likelihood",
     "tensorboard gating job ensemble recipe training",
     (
         "diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"

@@ -1,5 +1,6 @@
 """Methods of a benchmark that share networks, and posteriors refined by learned likelihoods."""
 
+import json
 from pathlib import Path
 
 import benchmark_toys as toys
@@ -43,6 +44,9 @@ def test_a_refined_posterior_is_judged_by_its_draws_and_by_no_density(tmp_path):
     row = only(run(tmp_path, line(**how, estimators=[Refining("refined", SMALL, likelihood)])))
     assert row["error"] == ""
     assert np.isfinite(row["calibration_error"])
+    kept = json.loads(next((tmp_path / "cells").glob("*refined*.json")).read_text())
+    assert kept["settings"]["power"] == "held-out"
+    assert kept["pool"]["rows"] == 10
     assert {"kl", "log_prob", "expected_log_prob"}.isdisjoint(row)
 
 

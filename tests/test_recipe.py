@@ -92,10 +92,13 @@ def test_refined_is_a_posterior_and_a_likelihood_of_their_own_recipes(tmp_path):
     kept = sbi_dgm.load(tmp_path / "posterior.safetensors")
     check_same(kept, found.proposal)
     check_same(Likelihood.load(tmp_path / "likelihood" / "likelihood.safetensors").inner, found.likelihood.inner)
-    assert set(found.record) == {"posterior", "likelihood"}
-    theta = PRIOR.sample(5, 0)
-    expected = found.likelihood.log_prob(X, theta) + PRIOR.log_prob(theta)
-    np.testing.assert_allclose(found.log_prob(theta, X), expected)
+    assert set(found.record) == {"posterior", "likelihood", "pool"}
+    theta, power = PRIOR.sample(5, 0), found.power
+    expected = power * (found.likelihood.log_prob(X, theta) + PRIOR.log_prob(theta))
+    np.testing.assert_allclose(found.log_prob(theta, X), expected + (1 - power) * kept.log_prob(theta, X))
+    again = sbi_dgm.load_refined(tmp_path)
+    assert again.pool == found.pool
+    np.testing.assert_array_equal(again.sample(50, X, seed=1).array, found.sample(50, X, seed=1).array)
 
 
 def test_an_interrupted_one_goes_on_with_what_is_missing(tmp_path, monkeypatch):
@@ -133,7 +136,7 @@ def test_an_ensemble_of_both_goes_on_too(tmp_path):
     check_same(again.likelihood.inner, found.likelihood.inner)
     (tmp_path / "likelihood" / "likelihood.safetensors").unlink()
     more = fit(**(options | {"members": 3}), out=tmp_path, resume=True)
-    assert [len(part["members"]) for part in more.record.values()] == [3, 3]
+    assert [len(more.record[part]["members"]) for part in ("posterior", "likelihood")] == [3, 3]
     with pytest.raises(FileError, match="finished run"):
         fit(**options, out=tmp_path, resume=True)
 

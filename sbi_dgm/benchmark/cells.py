@@ -118,7 +118,8 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
     data = _simulated(task, cell, folder / "simulations")
     clock.lap("simulate")
     posterior = cell.method.train(task, data, cell.seed, cell.device, folder / "runs")
-    clock.lap("train", trained_for(getattr(posterior, "record", {})))
+    record = getattr(posterior, "record", {})
+    clock.lap("train", trained_for(record))
     at = observed(task, how.observations)
     exact = references(task, at, how.draws, folder / "references")
     clock.lap("reference")
@@ -135,6 +136,7 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
         "scores": scores,
         "truths": truths,
         "seconds": clock.laps,
+        **{name: record[name] for name in ("pool",) if name in record},
     }
 
 

@@ -22,6 +22,7 @@ from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Family, family
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.options import Options
+from sbi_dgm.pooling import pooled_where_possible
 from sbi_dgm.posterior import load
 from sbi_dgm.training import fit
 from sbi_dgm.univariate import Array
@@ -85,7 +86,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Refining:
-    """One of our posteriors, refined by one of our likelihoods.
+    """One of our posteriors, refined by one of our likelihoods with the power that validation rows give it.
 
     Args:
         label: in tables.
@@ -100,12 +101,14 @@ class Refining:
 
     def describe(self) -> dict[str, Any]:
         """The settings of both as JSON."""
-        return {"posterior": self.posterior.describe(), "likelihood": self.likelihood.describe()}
+        parts = {"posterior": self.posterior.describe(), "likelihood": self.likelihood.describe()}
+        return parts | {"power": "held-out"}
 
     def train(self, task: Any, data: Simulations, seed: int, device: str, folder: Path) -> Any:
         """Train what is missing of both, each in its run folder."""
         likelihood = self.likelihood.train(task, data, seed, device, folder)
-        return self.posterior.train(task, data, seed, device, folder).refined(likelihood)
+        refined = self.posterior.train(task, data, seed, device, folder).refined(likelihood)
+        return pooled_where_possible(refined, data, seed=seed, progress=False)
 
 
 def _auto() -> dict[str, str]:
