@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sbi_dgm.benchmark.suite import Suite
     from sbi_dgm.campaign import simulate
     from sbi_dgm.command import CommandSimulator
+    from sbi_dgm.companion import load_refined
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.data.splits import SplitRule
     from sbi_dgm.distributions import Beta, HalfNormal, LogNormal, LogUniform, Normal, TruncatedNormal, Uniform
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from sbi_dgm.estimators.flow_matching import FlowMatching
     from sbi_dgm.estimators.located import Located
     from sbi_dgm.estimators.vae import VAE
-    from sbi_dgm.likelihood import Likelihood, load_refined
+    from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.parameters import Observable, Parameter
     from sbi_dgm.posterior import Posterior, load
     from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform
@@ -44,6 +45,7 @@ _HOMES = {
     "benchmark.suite": ["Suite"],
     "campaign": ["simulate"],
     "command": ["CommandSimulator"],
+    "companion": ["load_refined"],
     "data.simulations": ["Simulations"],
     "data.splits": ["SplitRule"],
     "distributions": ["Beta", "HalfNormal", "LogNormal", "LogUniform", "Normal", "TruncatedNormal", "Uniform"],
@@ -63,7 +65,7 @@ _HOMES = {
     "estimators.flow_matching": ["FlowMatching"],
     "estimators.located": ["Located"],
     "estimators.vae": ["VAE"],
-    "likelihood": ["Likelihood", "load_refined"],
+    "likelihood": ["Likelihood"],
     "parameters": ["Observable", "Parameter"],
     "posterior": ["Posterior", "load"],
     "priors": ["BoundedPrior", "MultivariateNormal", "Prior", "PriorTransform"],

@@ -153,7 +153,8 @@ def _sample(a: argparse.Namespace) -> None:
 
 
 def _refined(a: argparse.Namespace, posterior: Any) -> Any:
-    from sbi_dgm.likelihood import Likelihood, load_refined
+    from sbi_dgm.companion import load_refined
+    from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.simulator import find
 
     if not a.refine:

@@ -44,10 +44,38 @@ def pairs(
             f"{len(rows)} held-out {kind}: at least {MIN_ROWS} are needed; simulate more, or train with a larger test "
             "split (--set split.test=0.2)."
         )
-    return chosen(posterior, data, rows, noise, most, rng, seed)
+    return _chosen(posterior, data, rows, noise, most, rng, seed)
 
 
-def chosen(
+def spare(
+    posterior: Any,
+    data: Simulations,
+    noise: Noise | None,
+    most: int,
+    rng: np.random.Generator,
+    seed: int,
+    *,
+    fewest: int,
+    purpose: str,
+) -> Pairs:
+    """At most so many independent pairs to better `posterior` by, other than those that judge it.
+
+    Raises:
+        DataError: fewer than `fewest`, for the `purpose`.
+        ExternalError: the posterior was trained with another model of noise.
+
+    """
+    require_noise(posterior, noise)
+    rows = independent(posterior, data, _spare(posterior, data), rng)
+    if len(rows) < fewest:
+        raise DataError(
+            f"{len(rows)} rows to {purpose} by: at least {fewest} are needed; give other simulations, or train with a "
+            "larger validation split (--set split.validation=0.2)."
+        )
+    return _chosen(posterior, data, rows, noise, most, rng, seed)
+
+
+def _chosen(
     posterior: Any,
     data: Simulations,
     rows: np.ndarray,
@@ -71,7 +99,7 @@ def held_out(posterior: Any, data: Simulations) -> np.ndarray:
         DataError: it was repaired by all of them.
 
     """
-    record, parts = getattr(posterior, "record", {}), _parts(posterior, data)
+    record, parts = getattr(posterior, "record", {}), trained_on(posterior, data)
     if parts is not None:
         new = _later(data, record["data"]["rows"], np.concatenate([parts.train, parts.validation]))
         return np.concatenate([parts.test, new])
@@ -85,13 +113,13 @@ def held_out(posterior: Any, data: Simulations) -> np.ndarray:
     return rows
 
 
-def spare(posterior: Any, data: Simulations) -> np.ndarray:
-    """The valid rows to repair `posterior` by: on the file that it was trained on those that validated, else all."""
-    parts = _parts(posterior, data)
+def _spare(posterior: Any, data: Simulations) -> np.ndarray:
+    """Rows that judge nothing else: on the file that it was trained on those that validated, else all valid ones."""
+    parts = trained_on(posterior, data)
     return np.flatnonzero(data.valid) if parts is None else parts.validation
 
 
-def _parts(posterior: Any, data: Simulations) -> Split | None:
+def trained_on(posterior: Any, data: Simulations) -> Split | None:
     """How training split its rows, where they are the first of `data`."""
     record = getattr(posterior, "record", {})
     known = _known(data, record.get("data", {}))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sbi_dgm import options
+from sbi_dgm import companion, options
 from sbi_dgm.data.batches import Noise, named
 from sbi_dgm.data.exchanged import Exchanged
 from sbi_dgm.data.reading import Reading
@@ -28,7 +28,6 @@ from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Family
 from sbi_dgm.files import write_json
 from sbi_dgm.gating import gate_of
-from sbi_dgm.likelihood import REFINING
 from sbi_dgm.loop import Run, Training
 from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.posterior import Posterior
@@ -195,8 +194,8 @@ def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
 
 def forget_likelihood(folder: Path) -> None:
     """Remove the likelihood that was learned with a posterior which is now overwritten."""
-    if (folder / REFINING / "config.json").exists():
-        rmtree(folder / REFINING)
+    if (folder / companion.FOLDER / "config.json").exists():
+        rmtree(folder / companion.FOLDER)
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:

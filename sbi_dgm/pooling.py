@@ -120,14 +120,9 @@ def pooled(
 
     """
     posterior, began, rng = refined.proposal, time.perf_counter(), numpy_generator(seed)
-    _refuse(refined)
-    rows = heldout.independent(posterior, data, heldout.spare(posterior, data), rng)
-    if len(rows) < MIN_ROWS:
-        raise DataError(
-            f"{len(rows)} held-out rows to tell the likelihood's power by: at least {MIN_ROWS} are needed; give other "
-            "simulations, or train with a larger validation split (--set split.validation=0.2)."
-        )
-    theta, x = heldout.chosen(posterior, data, rows, None, max_rows, rng, seed)
+    require_density(posterior)
+    _refuse_other_split(refined, data)
+    theta, x = heldout.spare(posterior, data, None, max_rows, rng, seed, fewest=MIN_ROWS, purpose="tell the power")
     seen = tqdm(posterior.observations(x)[0], unit="row", desc="pooling", disable=not progress)
     parts = [_evaluated(refined, *pair, draws, rng) for pair in zip(theta, seen, strict=True)]
     at = Evaluated(*map(np.stack, zip(*parts, strict=True)))
@@ -155,14 +150,16 @@ def require_density(posterior: Any) -> None:
         )
 
 
-def _refuse(refined: Any) -> None:
-    require_density(refined.proposal)
+def _refuse_other_split(refined: Any, data: Simulations) -> None:
+    """`OptionError` where rows that validated the posterior may have trained the likelihood."""
+    if heldout.trained_on(refined.proposal, data) is None:
+        return
     records = [getattr(part, "record", {}) for part in (refined.proposal, refined.likelihood)]
-    splits = [(record.get("split"), record["data"]["rows"]) for record in records if "split" in record]
-    if len(splits) == 2 and splits[0] != splits[1]:
+    mine, other = ((record.get("split"), record.get("data", {}).get("rows")) for record in records)
+    if other[0] is not None and other != mine:
         raise OptionError(
-            f"posterior and likelihood were trained by different splits, {splits[0]} and {splits[1]} (with rows): the "
-            "rows that validated the one may have trained the other. Train both alike (--refine)."
+            f"posterior and likelihood were trained by different splits, {mine} and {other} (with rows): what "
+            "validated the one may have trained the other. Train both alike (--refine)."
         )
 
 

@@ -92,15 +92,8 @@ def repaired(
 
     """
     _refuse(posterior, draws)
-    heldout.require_noise(posterior, noise)
     rng = numpy_generator(seed)
-    rows = heldout.independent(posterior, data, heldout.spare(posterior, data), rng)
-    if len(rows) < MIN_ROWS:
-        raise DataError(
-            f"{len(rows)} rows to repair by: at least {MIN_ROWS} are needed; give other simulations, or train with a "
-            "larger validation split (--set split.validation=0.2)."
-        )
-    theta, x = heldout.chosen(posterior, data, rows, noise, max_rows, rng, seed)
+    theta, x = heldout.spare(posterior, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="repair")
     order, first = rng.permutation(len(theta)), int(FITTING * len(theta))
     fitting, keeping = (_taken(part, theta, x) for part in (order[:first], order[first:]))
     with tqdm(total=len(theta), unit="row", desc="repairing", disable=not progress) as bar:

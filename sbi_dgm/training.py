@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from torch import nn
 from tqdm import tqdm
 
-from sbi_dgm import ensemble, job, options, recipe
+from sbi_dgm import companion, ensemble, job, options, recipe
 from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.exchanged import exchanged
 from sbi_dgm.data.reading import Reading
@@ -22,7 +22,7 @@ from sbi_dgm.embeddings.fusion import Auto
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.estimators.base import Family, family
 from sbi_dgm.job import Job
-from sbi_dgm.likelihood import REFINING, Likelihood, keep_pool
+from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.loop import Training
 from sbi_dgm.pooling import pooled_where_possible
 from sbi_dgm.posterior import Posterior, opened
@@ -188,7 +188,7 @@ def _refined(asked: Job, members: int, workers: int | None) -> Refined:
     recipe.require_refinable(asked.data)
     rows = len(asked.data.split(asked.split).train)
     chosen = recipe.recommended("likelihood", asked.data, rows).family
-    folder = None if asked.folder is None else asked.folder / REFINING
+    folder = None if asked.folder is None else asked.folder / companion.FOLDER
     beside = _exchanging(replace(asked, estimator=chosen, embedding=Auto(), folder=folder))
     began = time.monotonic()
     posterior = _kept(asked, members) or _posterior(asked, members, workers)
@@ -196,7 +196,7 @@ def _refined(asked: Job, members: int, workers: int | None) -> Refined:
     likelihood = Likelihood(_posterior(replace(beside, limit=left), members, workers), asked.data.prior)
     found = pooled_where_possible(posterior.refined(likelihood), asked.data, seed=asked.seed, progress=asked.progress)
     if folder is not None:
-        keep_pool(found, folder)
+        companion.keep_pool(found, folder)
     return found
 
 

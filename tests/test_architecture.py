@@ -32,7 +32,10 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " estimators.normals estimators.vae estimators.located estimators.contrastive checkpoints optimiser loop"
         " preparation weights"
     ),
-    "outliers trust samples artifact heldout pooling refinement model conformal repair peak posterior likelihood",
+    (
+        "outliers trust samples artifact heldout pooling refinement model conformal repair peak posterior likelihood"
+        " companion"
+    ),
     "tensorboard gating job ensemble recipe training",
     (
         "diagnostics.ecdf diagnostics.calibration diagnostics.tarp diagnostics.power diagnostics.evidence"

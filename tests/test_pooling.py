@@ -165,7 +165,7 @@ def test_impossible_powers_are_refused(power):
 
 
 def test_few_rows_tell_nothing():
-    with pytest.raises(DataError, match=r"9 held-out rows to tell the likelihood's power by: at least 10"):
+    with pytest.raises(DataError, match=r"9 rows to tell the power by: at least 10"):
         Refined(Shifted(), shifted(), effective=10).pooled(drawn(9), progress=False)
 
 
@@ -207,7 +207,7 @@ def test_a_likelihood_by_another_split_may_have_seen_the_rows(run):
 
 
 def test_a_run_of_few_rows_warns_and_goes_on():
-    with pytest.warns(UserWarning, match=r"keeps a power of 1: 6 held-out rows"):
+    with pytest.warns(UserWarning, match=r"keeps a power of 1: 6 rows"):
         assert sbi_dgm.fit(simulations(60), learn="refined", **QUICK).power == 1
 
 
