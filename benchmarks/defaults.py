@@ -99,7 +99,7 @@ def refinement(folder: Path) -> str:
     )
     lines = ["| task | budget | seed | power | gain | gain by a power of 1 | flow_x4 | power of 1 | refined |"]
     lines.append("| --- " * 9 + "|")
-    for at, cell in sorted(refined.items()):
+    for at, cell in sorted(item for item in refined.items() if "pool" in item[1]):
         pool, c2st = cell["pool"], [_mean(cells.get(at)) for cells in (plain, whole, refined)]
         nats = f"{pool['gain']:+.3f} ± {pool['error']:.3f} | {pool['whole']:+.3f} ± {pool['whole_error']:.3f}"
         lines.append(f"| {' | '.join(map(str, at))} | {pool['power']:.2f} | {nats} | {' | '.join(c2st)} |")

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sbi_dgm import artifact
-from sbi_dgm.errors import FileError, OptionError
+from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.errors import FileError, OptionError, SbiError
 from sbi_dgm.files import write_json
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.pooling import Pool
@@ -36,8 +36,11 @@ def load_refined(
         device: "cpu", "cuda", ..., or "auto".
 
     Raises:
-        FileError: no likelihood was learned there.
+        FileError: no likelihood was learned there, or its power cannot be read.
         OptionError: its power was found for another posterior.
+
+    Warns:
+        where nothing has told the power, which is then 1.
 
     Example::
 
@@ -50,36 +53,52 @@ def load_refined(
         raise FileError(f"no likelihood was learned with it ({beside}): train --refine does, or name one.")
     posterior = posterior or load(Path(folder) / "posterior.safetensors", prior=prior, device=device)
     likelihood = Likelihood.load(beside / "likelihood.safetensors", prior=prior, device=device)
-    found = _pool(beside / POOL, posterior, likelihood)
+    found = _told(beside / POOL, posterior, likelihood)
     power = 1.0 if found is None else found.power
     return Refined(posterior, likelihood, effective=effective, power=power, pool=found)
 
 
-def keep_pool(refined: Refined, folder: Path) -> None:
-    """Write what told the power to the folder of the likelihood's run, for `load_refined`."""
-    found = None if refined.pool is None else refined.pool._asdict()
-    write_json(folder / POOL, {"pool": found, "weights": _weights(refined.proposal, refined.likelihood)})
+def pooled(refined: Refined, data: Simulations, folder: Path | None, *, seed: int, progress: bool) -> Refined:
+    """With the power that held-out rows find best, kept in the folder of the likelihood's run.
+
+    Where nothing can tell it, it is `refined` itself, with a warning that says why.
+    """
+    reason = ""
+    try:
+        refined = refined.pooled(data, seed=seed, progress=progress)
+    except SbiError as error:
+        reason = str(error)
+        warnings.warn(f"the likelihood keeps a power of {refined.power:g}: {reason}", stacklevel=2)
+    if folder is not None:
+        found = None if refined.pool is None else refined.pool._asdict()
+        weights = _fingerprints(refined.proposal, refined.likelihood)
+        write_json(folder / POOL, {"pool": found, "reason": reason, "weights": weights})
+    return refined
 
 
-def _pool(path: Path, posterior: Posterior, likelihood: Likelihood) -> Pool | None:
-    """What told the power, or None where it is 1."""
+def _told(path: Path, posterior: Posterior, likelihood: Likelihood) -> Pool | None:
+    """What told the power; None where nothing could."""
     if not path.exists():
-        missing = f"{path} is missing: the likelihood has a power of 1; train --refine --resume finds the best."
-        warnings.warn(missing, stacklevel=3)
+        _warn(f"{path} is missing: train --refine --resume finds the best")
         return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept["weights"] != _weights(posterior, likelihood):
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found, weights = None if kept["pool"] is None else Pool(**kept["pool"]), kept["weights"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileError(f"{path} is damaged: remove it, and train --refine --resume writes it again.") from error
+    if found is None:
+        _warn(kept["reason"])
+    elif weights != _fingerprints(posterior, likelihood):
         raise OptionError(
             f"{path} tells the power of a likelihood for another posterior or likelihood: name the likelihood "
             f"({path.parent / 'likelihood.safetensors'}) to use it with a power of 1."
         )
-    return None if kept["pool"] is None else Pool(**kept["pool"])
+    return found
 
 
-def _weights(posterior: Any, likelihood: Any) -> dict[str, str]:
-    """A digest of the weights of each."""
-    networks = {"posterior": posterior.network, "likelihood": likelihood.inner.network}
-    states = {name: network.state_dict().items() for name, network in networks.items()}
-    return {
-        name: artifact.digest("", {key: v.cpu().contiguous() for key, v in state}) for name, state in states.items()
-    }
+def _warn(reason: str) -> None:
+    warnings.warn(f"the likelihood has a power of 1: {reason}", stacklevel=4)
+
+
+def _fingerprints(posterior: Any, likelihood: Any) -> dict[str, str]:
+    return {"posterior": posterior.fingerprint(), "likelihood": likelihood.inner.fingerprint()}

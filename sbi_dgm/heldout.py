@@ -1,6 +1,7 @@
 """Rows to judge a posterior by, or to repair it by: none that it was trained on, each a draw of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ def spare(
 
     """
     require_noise(posterior, noise)
-    rows = independent(posterior, data, _spare(posterior, data), rng)
+    rows = independent(posterior, data, _spare(posterior, data), rng, fewest)
     if len(rows) < fewest:
         raise DataError(
             f"{len(rows)} rows to {purpose} by: at least {fewest} are needed; give other simulations, or train with a "
@@ -95,11 +96,22 @@ def _chosen(
 def held_out(posterior: Any, data: Simulations) -> np.ndarray:
     """The valid rows of `data` that `posterior` was not trained on or repaired by, nor on others of their groups.
 
+    Of a refined posterior those that neither of its parts was.
+
     Raises:
         DataError: it was repaired by all of them.
 
     """
-    record, parts = getattr(posterior, "record", {}), trained_on(posterior, data)
+    return reduce(np.intersect1d, [_unseen(part, data) for part in _learned(posterior)])
+
+
+def _learned(posterior: Any) -> Sequence[Any]:
+    """What was trained: itself, or the two parts of a refined posterior."""
+    return (posterior.proposal, posterior.likelihood) if hasattr(posterior, "proposal") else (posterior,)
+
+
+def _unseen(posterior: Any, data: Simulations) -> np.ndarray:
+    record, parts = getattr(posterior, "record", {}), _trained_on(posterior, data)
     if parts is not None:
         new = _later(data, record["data"]["rows"], np.concatenate([parts.train, parts.validation]))
         return np.concatenate([parts.test, new])
@@ -115,11 +127,11 @@ def held_out(posterior: Any, data: Simulations) -> np.ndarray:
 
 def _spare(posterior: Any, data: Simulations) -> np.ndarray:
     """Rows that judge nothing else: on the file that it was trained on those that validated, else all valid ones."""
-    parts = trained_on(posterior, data)
-    return np.flatnonzero(data.valid) if parts is None else parts.validation
+    parts = [_trained_on(part, data) for part in _learned(posterior)]
+    return reduce(np.intersect1d, [p.validation for p in parts if p is not None], np.flatnonzero(data.valid))
 
 
-def trained_on(posterior: Any, data: Simulations) -> Split | None:
+def _trained_on(posterior: Any, data: Simulations) -> Split | None:
     """How training split its rows, where they are the first of `data`."""
     record = getattr(posterior, "record", {})
     known = _known(data, record.get("data", {}))
@@ -142,7 +154,9 @@ def _later(data: Simulations, known: int, seen: np.ndarray) -> np.ndarray:
     return new
 
 
-def independent(posterior: Any, data: Simulations, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def independent(
+    posterior: Any, data: Simulations, rows: np.ndarray, rng: np.random.Generator, fewest: int = MIN_ROWS
+) -> np.ndarray:
     """Draws of the weighted rows, one of each group at most; all rows where there are neither weights nor groups.
 
     A group is kept with a probability in proportion to its mean weight, and by one row of it, in proportion to its
@@ -161,10 +175,10 @@ def independent(posterior: Any, data: Simulations, rows: np.ndarray, rng: np.ran
     chosen = rows[order[np.flatnonzero(np.diff(group[order], append=-1))]]
     mean = np.bincount(group, weight) / np.bincount(group)
     kept = chosen[rng.random(len(chosen)) * mean.max() < mean]
-    if len(kept) < min(MIN_ROWS, len(chosen)):
+    if len(kept) < min(fewest, len(chosen)):
         raise DataError(
             f"{len(kept)} of {len(chosen)} held-out rows are left, kept in proportion to their weights (the largest "
-            f"is {mean.max() / mean.mean():.3g} times the mean): at least {MIN_ROWS} are needed; simulate more."
+            f"is {mean.max() / mean.mean():.3g} times the mean): at least {fewest} are needed; simulate more."
         )
     return np.sort(kept)
 
@@ -175,13 +189,13 @@ def _weights(posterior: Any, data: Simulations, rows: np.ndarray) -> Array:
         return np.ones(len(rows))
     source, cpu = Source(data, data.reference(posterior.names, rows)[0]), torch.device("cpu")
     reading = Reading().resolved(source.bytes(len(data)), cpu)
-    rate = getattr(posterior, "record", {}).get("rate", False)
+    rate = getattr(_learned(posterior)[0], "record", {}).get("rate", False)
     return row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
 
 
 def require_noise(posterior: Any, noise: Noise | None) -> None:
     """`ExternalError` where the posterior was trained with another model of noise."""
-    trained = getattr(posterior, "record", {}).get("noise")
+    trained = getattr(_learned(posterior)[0], "record", {}).get("noise")
     if trained != named(noise):
         raise ExternalError(
             f"the posterior was trained with noise={trained}, and is judged with {named(noise)}: pass it."

@@ -147,7 +147,7 @@ def _model(job: Job, train: np.ndarray) -> Model:
 
 def _config(job: Job, model: Model, reading: Reading) -> dict[str, Any]:
     """What decides a run; a resumed run must have the same."""
-    data = job.data
+    data = job.data.source if isinstance(job.data, Exchanged) else job.data
     return {
         "learn": job.learn,
         "data": {

@@ -15,12 +15,13 @@ simulations that neither was trained on: the gain in the log-density of their tr
 
 Since C = E_q e^{beta t}, ln C is the cumulant generating function of t and G is concave: it has one maximum, which is
 nowhere below G(0) = 0. C is the mean of q^{1 - beta} (L p)^beta / g over M draws of g, the mixture of q with a
-twentieth of the prior, and the truth among them: where draws miss the posterior, C is told rather too large than too
-small, and so the gain too small; r at the truth is never told above (M + 1) g.
+twentieth of the prior, and the truth among them. Where draws miss what lies about the truth, C is told rather too
+large, and so the gain too small: r at the truth is never told above (M + 1) g. But where L p has mass elsewhere, which
+neither q nor the prior hits, C is told too small: of a spurious mode of the likelihood only what draws hit is seen.
 """
 
 import time
-import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,15 +29,14 @@ import scipy
 from tqdm import tqdm
 
 from sbi_dgm import heldout
+from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.importance import SHARE_OF_PRIOR
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array
 
-POOLED = ("exact", "ode")  # densities of one theta; others are known only jointly with hidden numbers
-MIN_ROWS = 10
-LEAST = 0.01  # power
+MIN_ROWS, MIN_DRAWS = 10, 100
 P = TypeVar("P", bound=Any)
 
 
@@ -63,12 +63,14 @@ class Pool(NamedTuple):
     seconds: float
 
     def __str__(self) -> str:
-        told = (
-            f"the likelihood has a power of {self.power:g}: {self.gain:.3f} +- {self.error:.3f} nats better than the "
-            f"posterior alone, on {self.rows} held-out simulations (with a power of 1: {self.whole:.3f} +- "
-            f"{self.whole_error:.3f})"
+        told = f"the likelihood has a power of {self.power:g}"
+        whole = f"with a power of 1: {self.whole:.3f} +- {self.whole_error:.3f}"
+        if self.power == 0:
+            return f"{told}: on {self.rows} held-out simulations it brings nothing ({whole} nats)"
+        return (
+            f"{told}: {self.gain:.3f} +- {self.error:.3f} nats better than the posterior alone, on {self.rows} "
+            f"held-out simulations ({whole})"
         )
-        return told if self.gain > 2 * self.error else f"{told}; it brings nothing that these could show"
 
 
 class Evaluated(NamedTuple):
@@ -80,14 +82,17 @@ class Evaluated(NamedTuple):
 
 
 def mixed(log_joint: Array, log_q: Array, power: float) -> Array:
-    """Ln of q^{1 - power} (L p)^power, not normalised."""
-    return log_joint if power == 1 else power * log_joint + (1 - power) * log_q
+    """Ln of q^{1 - power} (L p)^power, not normalised; what has no power may be zero."""
+    if power in (0, 1):
+        return log_joint if power == 1 else log_q
+    return power * log_joint + (1 - power) * log_q
 
 
 def pooled(
     refined: P,
     data: Simulations,
     *,
+    noise: Noise | None = None,
     draws: int = 512,
     max_rows: int = 256,
     seed: int = 0,
@@ -95,12 +100,13 @@ def pooled(
 ) -> P:
     """The same posterior and likelihood with the power that held-out simulations find best.
 
-    Used are, on the file that the posterior was trained on, the rows that validated it; of any other file all valid
-    ones. Weights and groups count as in `calibrate`.
+    Used are rows that trained neither: of a file that they were trained on those that validated both, of any other all
+    valid ones. Weights and groups count as in `calibrate`. Since validation rows decided when each training ended (and,
+    of a repaired posterior, its scales), gains on them are told a little too large; on other simulations they are not.
 
     Args:
-        data: simulations. The likelihood must not have been trained on the rows that are used either: it is not where
-            both were trained on this file with the same split.
+        data: simulations.
+        noise: the model of noise that the posterior was trained with.
         draws: M, for each simulation.
         max_rows: R at most, chosen by the seed.
         seed: of draws and choice.
@@ -110,56 +116,34 @@ def pooled(
         another refined posterior; `record["pool"]` has what is found, a `Pool`'s fields.
 
     Raises:
-        OptionError: the posterior's density is not one of theta alone; the likelihood had another split of this file.
-        DataError: fewer than 10 rows, or one to which the likelihood gives no density.
+        OptionError: the posterior's density is not exact; fewer than 100 draws.
+        DataError: fewer than 10 rows; a truth to which the posterior, its prior or the likelihood gives no density.
+        ExternalError: the posterior was trained with another model of noise.
 
     Example::
 
         better = posterior.refined(likelihood).pooled(data)
-        print(better.power)
+        print(better.pool)
 
     """
-    posterior, began, rng = refined.proposal, time.perf_counter(), numpy_generator(seed)
-    require_density(posterior)
-    _refuse_other_split(refined, data)
-    theta, x = heldout.spare(posterior, data, None, max_rows, rng, seed, fewest=MIN_ROWS, purpose="tell the power")
-    seen = tqdm(posterior.observations(x)[0], unit="row", desc="pooling", disable=not progress)
+    require_exact(refined.proposal)
+    if draws < MIN_DRAWS or max_rows < MIN_ROWS:
+        raise OptionError(f"draws = {draws}, max_rows = {max_rows}: at least {MIN_DRAWS} and {MIN_ROWS} are needed.")
+    began, rng = time.perf_counter(), numpy_generator(seed)
+    theta, x = heldout.spare(refined, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="tell the power")
+    seen = tqdm(refined.proposal.observations(x)[0], unit="row", desc="pooling", disable=not progress)
     parts = [_evaluated(refined, *pair, draws, rng) for pair in zip(theta, seen, strict=True)]
-    at = Evaluated(*map(np.stack, zip(*parts, strict=True)))
-    found = best(at, seconds=round(time.perf_counter() - began, 1))
-    return type(refined)(
-        posterior, refined.likelihood, effective=refined.effective, cap=refined.cap, power=found.power, pool=found
-    )
+    found = best(Evaluated(*map(np.stack, zip(*parts, strict=True))), round(time.perf_counter() - began, 1))
+    options = {"effective": refined.effective, "cap": refined.cap, "power": found.power}
+    return type(refined)(refined.proposal, refined.likelihood, **options, pool=found)
 
 
-def pooled_where_possible(refined: P, data: Simulations, *, seed: int = 0, progress: bool = True) -> P:
-    """`pooled`; where nothing can tell the power, `refined` itself and a warning that says why."""
-    try:
-        return refined.pooled(data, seed=seed, progress=progress)
-    except (DataError, OptionError) as error:
-        warnings.warn(f"the likelihood keeps a power of {refined.power:g}: {error}", stacklevel=3)
-        return refined
-
-
-def require_density(posterior: Any) -> None:
-    """`OptionError` where its density is not one of theta alone."""
-    density = getattr(posterior, "density", "exact")
-    if density not in POOLED:
+def require_exact(posterior: Any) -> None:
+    """`OptionError` where its density is not one of theta alone, to the last digit."""
+    if posterior.density != "exact":
         raise OptionError(
-            f"a density of kind {density!r} cannot be pooled with a likelihood: its power is 1, or train a flow."
-        )
-
-
-def _refuse_other_split(refined: Any, data: Simulations) -> None:
-    """`OptionError` where rows that validated the posterior may have trained the likelihood."""
-    if heldout.trained_on(refined.proposal, data) is None:
-        return
-    records = [getattr(part, "record", {}) for part in (refined.proposal, refined.likelihood)]
-    mine, other = ((record.get("split"), record.get("data", {}).get("rows")) for record in records)
-    if other[0] is not None and other != mine:
-        raise OptionError(
-            f"posterior and likelihood were trained by different splits, {mine} and {other} (with rows): what "
-            "validated the one may have trained the other. Train both alike (--refine)."
+            f"a density of kind {posterior.density!r} cannot be pooled with a likelihood, which has a power of 1 then: "
+            "give a flow."
         )
 
 
@@ -171,26 +155,32 @@ def _evaluated(refined: Any, truth: Array, x: Any, draws: int, rng: np.random.Ge
     theta = np.concatenate([near, other])
     log_q = np.concatenate([log_near, posterior.proposal_density(other, x, second)])
     log_p, share = refined.prior.log_prob(theta), len(wide) / draws
-    log_joint = refined.evaluate(theta, x) + log_p
-    if not np.isfinite(log_joint[-1]):
-        named = ", ".join(f"{n} = {v:g}" for n, v in zip(refined.names, truth, strict=True))
-        raise DataError(f"the likelihood gives no density to a held-out simulation of {named}: sample without it.")
-    return Evaluated(log_joint, log_q, np.logaddexp(np.log1p(-share) + log_q, np.log(share) + log_p))
+    log_l = refined.evaluate(theta, x)
+    _require_density(refined.names, truth, posterior=log_q, prior=log_p, likelihood=log_l)
+    return Evaluated(log_l + log_p, log_q, np.logaddexp(np.log1p(-share) + log_q, np.log(share) + log_p))
+
+
+def _require_density(names: Sequence[str], truth: Array, **values: Array) -> None:
+    """`DataError` where one is NaN, or zero at the truth, which is last."""
+    for name, value in values.items():
+        if np.isnan(value).any() or value[-1] == -np.inf:
+            at = ", ".join(f"{n} = {v:g}" for n, v in zip(names, truth, strict=True))
+            raise DataError(f"the {name} gives no density to a held-out simulation of {at}: it cannot be pooled.")
 
 
 def gains(power: float, at: Evaluated) -> Array:
     """Ln r - ln q at each truth (R,)."""
     log_r = mixed(at.log_joint, at.log_q, power)
     log_c = np.logaddexp.reduce(log_r - at.log_g, axis=1) - np.log(log_r.shape[1])
-    return log_r[:, -1] - log_c - at.log_q[:, -1]
+    return log_r[:, -1] - log_c - at.log_q[:, -1] if power else np.zeros(len(log_c))
 
 
 def best(at: Evaluated, seconds: float = 0.0) -> Pool:
-    """The power between 0.01 and 1 with the largest mean gain, and what it gains."""
+    """The power from 0 to 1 with the largest mean gain, and what it gains."""
     search = scipy.optimize.minimize_scalar(
-        lambda power: -gains(power, at).mean(), bounds=(LEAST, 1.0), method="bounded", options={"xatol": 1e-3}
+        lambda power: -gains(power, at).mean(), bounds=(0, 1), method="bounded", options={"xatol": 1e-3}
     )
-    power = max((1.0, round(float(search.x), 3)), key=lambda one: gains(one, at).mean())
+    power = max((0.0, 1.0, round(float(search.x), 3)), key=lambda one: gains(one, at).mean())
     some, whole = gains(power, at), gains(1.0, at)
     root = np.sqrt(len(some))
     figures = some.mean(), some.std() / root, whole.mean(), whole.std() / root

@@ -61,6 +61,11 @@ class Proposal(Protocol):
         """The prior, or `PriorError`."""
         ...
 
+    @property
+    def density(self) -> str:
+        """What `proposals` gives of it, as an estimator's `density`; only "exact" ones have powers below 1."""
+        ...
+
     def proposals(self, n: int, x: Any, seed: int) -> tuple[Array, Array]:
         """n draws (n, D) of one observation, and ln q of each (n,)."""
         ...
@@ -84,7 +89,7 @@ class Weighted:
 
     Attributes:
         theta: (M, D).
-        log_weight: (M,), ln of L p / g.
+        log_weight: (M,), ln of L p / g; with a power below 1 of the pool over g.
         asked: the effective size that was asked for.
         k_alone: Pareto's k of the first block, before any mixture was fitted: it judges the posterior itself.
         power: of the likelihood.
@@ -164,7 +169,7 @@ class Refined:
         likelihood: what it is refined by.
         power: of the likelihood; below 1 the posterior keeps a say (`sbi_dgm.pooling`).
         pool: what told the power; None where it was given.
-        density: "unnormalised": `log_prob` is ln L + ln p, which lacks the evidence that `weigh` estimates.
+        density: "unnormalised": `log_prob` is ln L + ln p, or ln of the pool, and lacks a constant.
 
     """
 
@@ -183,10 +188,10 @@ class Refined:
     ) -> None:
         if not 0 < effective <= 1e9 or cap < BLOCK:
             raise OptionError(f"effective = {effective:g}, cap = {cap}: give effective > 0 and cap >= {BLOCK}.")
-        if not pooling.LEAST <= power <= 1:
-            raise OptionError(f"power = {power:g}: give a number from {pooling.LEAST} to 1.")
+        if not 0 <= power <= 1:
+            raise OptionError(f"power = {power:g}: give a number from 0 to 1.")
         if power < 1:
-            pooling.require_density(proposal)
+            pooling.require_exact(proposal)
         self.proposal, self.likelihood, self.effective, self.cap = proposal, likelihood, effective, cap
         self.power, self.pool = power, pool
         self.log_likelihood = _function(likelihood)

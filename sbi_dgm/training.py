@@ -24,7 +24,6 @@ from sbi_dgm.estimators.base import Family, family
 from sbi_dgm.job import Job
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.loop import Training
-from sbi_dgm.pooling import pooled_where_possible
 from sbi_dgm.posterior import Posterior, opened
 from sbi_dgm.refinement import Refined
 
@@ -112,7 +111,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         members: networks of an ensemble: the same split, other initial weights and order; their mixture is the
             posterior.
         workers: processes that train members, each with one thread; None is one for each core, or none on a GPU.
-        max_time: seconds after which this call ends by itself, with a checkpoint in `out`.
+        max_time: seconds of training after which this call ends by itself, with a checkpoint in `out`.
         tensorboard: write curves to `out/tensorboard`, for TensorBoard.
         progress: show a progress bar.
 
@@ -193,11 +192,10 @@ def _refined(asked: Job, members: int, workers: int | None) -> Refined:
     began = time.monotonic()
     posterior = _kept(asked, members) or _posterior(asked, members, workers)
     left = max(0.0, asked.limit - (time.monotonic() - began))
-    likelihood = Likelihood(_posterior(replace(beside, limit=left), members, workers), asked.data.prior)
-    found = pooled_where_possible(posterior.refined(likelihood), asked.data, seed=asked.seed, progress=asked.progress)
-    if folder is not None:
-        companion.keep_pool(found, folder)
-    return found
+    unpooled = folder is not None and not (folder / companion.POOL).exists()
+    inner = (_kept(beside, members) if unpooled else None) or _posterior(replace(beside, limit=left), members, workers)
+    refined = posterior.refined(Likelihood(inner, asked.data.prior))
+    return companion.pooled(refined, asked.data, folder, seed=asked.seed, progress=asked.progress)
 
 
 def _kept(asked: Job, members: int) -> Posterior | None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock
 
-from sbi_dgm import options, recipe
+from sbi_dgm import companion, options, recipe
 from sbi_dgm.benchmark.tasks import plain
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import SplitRule
@@ -22,7 +22,6 @@ from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import FAMILIES, Family, family
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.options import Options
-from sbi_dgm.pooling import pooled_where_possible
 from sbi_dgm.posterior import load
 from sbi_dgm.training import fit
 from sbi_dgm.univariate import Array
@@ -108,7 +107,7 @@ class Refining:
         """Train what is missing of both, each in its run folder."""
         likelihood = self.likelihood.train(task, data, seed, device, folder)
         refined = self.posterior.train(task, data, seed, device, folder).refined(likelihood)
-        return pooled_where_possible(refined, data, seed=seed, progress=False)
+        return companion.pooled(refined, data, None, seed=seed, progress=False)
 
 
 def _auto() -> dict[str, str]:

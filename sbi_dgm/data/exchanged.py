@@ -148,9 +148,10 @@ class Roles(NamedTuple):
 
 
 class Exchanged(Simulations):
-    """Rows (x, theta): their "theta" is v, their one observable the parameters. Made by `exchanged`."""
+    """Rows (x, theta): their "theta" is v, their one observable the parameters. Made by `exchanged` of `source`."""
 
     roles: Roles
+    source: Simulations
 
     def reference(self, names: Sequence[str], rows: np.ndarray) -> tuple[Prior, bool]:
         v = self.theta
@@ -175,7 +176,7 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
         split=label[rows],
         event_weight=None if event is None else event[rows],
     )
-    found.roles = roles
+    found.roles, found.source = roles, data
     return found
 
 
