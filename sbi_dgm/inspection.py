@@ -89,7 +89,8 @@ def _posterior(path: Path) -> str:
     if gate is not None:
         compared = f"{gate['simulations']} validation simulations by {' and '.join(gate['compares'])}"
         lines.append(f"trust: observations are compared with {compared}; {gate['level']:.2%} of such are flagged")
-    lines += [f"estimator: {header['estimator']}", f"prior: {'known' if header['informed'] else 'not known'}"]
+    informed = record["roles"]["prior"] is not None if "roles" in record else header["informed"]
+    lines += [f"estimator: {header['estimator']}", f"prior: {'known' if informed else 'not known'}"]
     if "repaired" in record:  # without the scores of its regions
         kept = ("data", "rows", "seed", "scale")
         record |= {"repaired": {key: record["repaired"][key] for key in kept}}

@@ -313,7 +313,9 @@ def test_the_commands_train_one_and_refine_by_it(tmp_path, capsys):
     assert "Pareto k" in said
     assert Samples.load(tmp_path / "s.h5").array.shape == (200, 2)
     assert main(["inspect", files["likelihood"]]) == 0
-    assert "likelihood of x[0], x[1]" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "likelihood of x[0], x[1]" in said
+    assert "prior: known" in said
 
 
 @pytest.mark.parametrize(
