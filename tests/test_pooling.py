@@ -289,7 +289,6 @@ def test_a_run_of_few_rows_warns_and_says_why_whenever_it_is_read(tmp_path):
 
 
 def test_what_was_killed_while_it_pooled_goes_on(run, tmp_path):
-    """Also runs of versions that knew no powers."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     kept = copy / "likelihood" / "pool.json"
