@@ -85,7 +85,7 @@ def counts(found: pd.DataFrame) -> str:
         above = [" ".join(map(str, at)) for at in wide.index[ours >= wide[name]]]
         lines.append(
             f"- {words} is below {name} in {(ours < wide[name]).sum()} of {len(wide)} cells; not in: "
-            + ", ".join(above)
+            + (", ".join(above) or "none")
         )
     flow = found[(found["method"] == "flow") & (found["budget"] == 10_000)]["seconds"]
     lines.append(f"- median training time of the default flow at 10,000 simulations: {flow.median():.0f} s")
