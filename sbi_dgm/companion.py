@@ -83,11 +83,11 @@ def _told(path: Path, posterior: Posterior, likelihood: Likelihood) -> Pool | No
         return None
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        found, weights = None if kept["pool"] is None else Pool(**kept["pool"]), kept["weights"]
+        found, reason, weights = None if kept["pool"] is None else Pool(**kept["pool"]), kept["reason"], kept["weights"]
     except (ValueError, TypeError, KeyError) as error:
         raise FileError(f"{path} is damaged: remove it, and train --refine --resume writes it again.") from error
     if found is None:
-        _warn(kept["reason"])
+        _warn(reason)
     elif weights != _fingerprints(posterior, likelihood):
         raise OptionError(
             f"{path} tells the power of a likelihood for another posterior or likelihood: name the likelihood "

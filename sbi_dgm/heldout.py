@@ -102,16 +102,22 @@ def held_out(posterior: Any, data: Simulations) -> np.ndarray:
         DataError: it was repaired by all of them.
 
     """
-    return reduce(np.intersect1d, [_unseen(part, data) for part in _learned(posterior)])
+    return reduce(np.intersect1d, [_unseen(record, data) for record in _records(posterior)])
 
 
-def _learned(posterior: Any) -> Sequence[Any]:
-    """What was trained: itself, or the two parts of a refined posterior."""
-    return (posterior.proposal, posterior.likelihood) if hasattr(posterior, "proposal") else (posterior,)
+def _record(posterior: Any) -> Mapping[str, Any]:
+    """How it was trained; of a refined posterior, how the posterior was that is refined."""
+    record = getattr(posterior, "record", {})
+    return record.get("posterior", record)
 
 
-def _unseen(posterior: Any, data: Simulations) -> np.ndarray:
-    record, parts = getattr(posterior, "record", {}), _trained_on(posterior, data)
+def _records(posterior: Any) -> Sequence[Mapping[str, Any]]:
+    """The same of all that was trained: of a refined posterior, of the likelihood too."""
+    return [_record(posterior), getattr(posterior, "record", {}).get("likelihood", {})]
+
+
+def _unseen(record: Mapping[str, Any], data: Simulations) -> np.ndarray:
+    parts = _trained_on(record, data)
     if parts is not None:
         new = _later(data, record["data"]["rows"], np.concatenate([parts.train, parts.validation]))
         return np.concatenate([parts.test, new])
@@ -127,13 +133,12 @@ def _unseen(posterior: Any, data: Simulations) -> np.ndarray:
 
 def _spare(posterior: Any, data: Simulations) -> np.ndarray:
     """Rows that judge nothing else: on the file that it was trained on those that validated, else all valid ones."""
-    parts = [_trained_on(part, data) for part in _learned(posterior)]
+    parts = [_trained_on(record, data) for record in _records(posterior)]
     return reduce(np.intersect1d, [p.validation for p in parts if p is not None], np.flatnonzero(data.valid))
 
 
-def _trained_on(posterior: Any, data: Simulations) -> Split | None:
+def _trained_on(record: Mapping[str, Any], data: Simulations) -> Split | None:
     """How training split its rows, where they are the first of `data`."""
-    record = getattr(posterior, "record", {})
     known = _known(data, record.get("data", {}))
     return data.split(SplitRule(**record["split"]), known) if known else None
 
@@ -189,13 +194,13 @@ def _weights(posterior: Any, data: Simulations, rows: np.ndarray) -> Array:
         return np.ones(len(rows))
     source, cpu = Source(data, data.reference(posterior.names, rows)[0]), torch.device("cpu")
     reading = Reading().resolved(source.bytes(len(data)), cpu)
-    rate = getattr(_learned(posterior)[0], "record", {}).get("rate", False)
+    rate = _record(posterior).get("rate", False)
     return row_weights(source, reading, rate=rate, seed=0, device=cpu)[rows]  # type: ignore[index]
 
 
 def require_noise(posterior: Any, noise: Noise | None) -> None:
     """`ExternalError` where the posterior was trained with another model of noise."""
-    trained = getattr(_learned(posterior)[0], "record", {}).get("noise")
+    trained = _record(posterior).get("noise")
     if trained != named(noise):
         raise ExternalError(
             f"the posterior was trained with noise={trained}, and is judged with {named(noise)}: pass it."

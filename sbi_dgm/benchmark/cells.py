@@ -128,7 +128,8 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
     scores = at_observations(Evidence(task, at, posterior, exact, draws, cell.seed, cell.device), how.scores)
     truths = at_truths(task, posterior, how.truths, cell.seed) if how.truths else {}
     clock.lap("score")
-    return {
+    told = {"pool": record["pool"]} if "pool" in record else {}
+    return told | {
         "observations": list(how.observations),
         "draws": how.draws,
         "dimension": len(task.prior),
@@ -136,7 +137,6 @@ def _measured(cell: Cell, folder: Path) -> dict[str, Any]:
         "scores": scores,
         "truths": truths,
         "seconds": clock.laps,
-        **{name: record[name] for name in ("pool",) if name in record},
     }
 
 
