@@ -4,6 +4,7 @@
     sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2 --seeds 1,2 --tasks SMALL
     sbi-dgm benchmark benchmarks/suites/defaults.toml -o results --workers 2 --budgets 100000 --tasks two_moons,slcp
     python benchmarks/defaults.py results [--methods flow,diffusion,flow_x4,refined,sbi_npe.npe] [--refinement]
+    python benchmarks/defaults.py results --figure defaults.png
 
 SMALL are the six tasks of fewer than ten parameters. The table says, for each method, the mean C2ST of observations 1
 to 5, which helped to choose, and of 6 to 10, which did not; the median of all, and seconds of training; all averaged
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sbi_dgm.benchmark.page import figure
 from sbi_dgm.benchmark.table import gathered, published
 
 COLUMNS = ("flow", "diffusion", "flow_x4", "refined")
@@ -117,12 +119,16 @@ def _mean(cell: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    """Print table and counts."""
+    """Print table and counts, or draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--methods", default=",".join(COLUMNS))
     parser.add_argument("--refinement", action="store_true")
+    parser.add_argument("--figure", help="where to draw scores against budgets")
     a = parser.parse_args()
+    if a.figure:
+        figure(gathered(a.folder).table()).savefig(a.figure, dpi=90)
+        return
     if a.refinement:
         print(refinement(Path(a.folder)))
         return

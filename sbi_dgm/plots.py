@@ -209,8 +209,9 @@ def against_budget(
 
     """
     columns = min(5, len(ours))
-    rows = -(-len(ours) // columns)
-    figure = Figure(figsize=(3.0 * columns + 0.6, 2.5 * rows + 0.8), layout="constrained")
+    rows, keys = -(-len(ours) // columns), min(4, columns)
+    legend = -(-len({label for lines in (*ours.values(), *theirs.values()) for label in lines}) // keys)
+    figure = Figure(figsize=(3.0 * columns + 0.6, 2.5 * rows + 0.4 + 0.2 * legend), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False, sharey=True)).ravel()
     for axis in axes[len(ours) :]:
         axis.set_axis_off()
@@ -227,5 +228,7 @@ def against_budget(
     for axis in axes[::columns]:
         axis.set_ylabel(score)
     handles = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=keys, frameon=False, fontsize=9
+    )
     return figure

@@ -95,3 +95,17 @@ def test_replications_are_shown_in_units_of_the_prediction():
     assert points.get_ydata() == pytest.approx([1.5, 1.0], abs=0.06), "a number that never varies has no unit"
     wide = figure.axes[0].patches[0]
     assert (wide.get_y(), wide.get_y() + wide.get_height()) == pytest.approx((-1.96, 1.96), abs=0.1)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 7])
+def test_the_legend_of_scores_lies_within_the_picture_and_leaves_room_for_the_panels(tasks):
+    line = ([1000, 10_000], [0.8, 0.6], [0.0, 0.01])
+    ours = dict.fromkeys([f"task {i}" for i in range(tasks)], dict.fromkeys(["flow", "diffusion", "vae"], line))
+    published = {f"lowest published of {word} methods": line for word in ("all", "amortized", "sequential")}
+    figure = plots.against_budget(ours, dict.fromkeys(ours, published), "C2ST")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= figure.bbox.width
+    heights = [axis.get_window_extent().height for axis in figure.axes if axis.axison]
+    assert min(heights) > 0.4 * figure.bbox.height / -(-tasks // 5)
