@@ -24,6 +24,7 @@ from sbi_dgm.priors import Prior
 from sbi_dgm.univariate import Array
 
 OFFSETS = 16  # points of the unit cube for the probability of whole numbers
+AT_ONCE = 2**24  # numbers of the matrices L(c) of a located flow in memory
 
 
 class Likelihood:
@@ -117,19 +118,24 @@ class Likelihood:
         arrays, single = observed_arrays(x, self.observables, self.roles.dtypes)
         v = self.roles.vector(arrays)
         given = stacked(theta, len(v), single, len(self.names))
-        pairs = np.repeat(v, given.shape[1], axis=0), {GIVEN: self.roles.given(given.reshape(-1, len(self.names)))}
-        return self._averaged(*pairs).reshape(theta.shape[:-1])
+        seen = self.roles.given(given.reshape(-1, len(self.names)))
+        return self._averaged(np.repeat(v, given.shape[1], axis=0), seen).reshape(theta.shape[:-1])
 
-    def _averaged(self, v: Array, given: Mapping[str, Array]) -> Array:
-        """ln of the mean density over the unit cube above whole numbers: (N, L) -> (N,)."""
+    def _averaged(self, v: Array, seen: Array) -> Array:
+        """ln of the mean density over the unit cube above whole numbers: v (N, L), theta as seen (N, D) -> (N,)."""
+        offsets, rows = self._offsets(), max(1, AT_ONCE // v.shape[1] ** 2)
+        parts = [slice(first, first + rows) for first in range(0, len(v), rows)]
+        values = [self.inner.log_prob(v[part, None] + offsets, {GIVEN: seen[part]}) for part in parts]
+        return np.logaddexp.reduce(np.concatenate(values), axis=1) - np.log(len(offsets))
+
+    def _offsets(self) -> Array:
+        """Points of the unit cube (K, L), zero where numbers are not whole; one point where none is."""
         whole = self.roles.whole
         if not whole.any():
-            return self.inner.log_prob(v, given)
-        cube = scipy.stats.qmc.Sobol(int(whole.sum()), rng=0).random(OFFSETS)
+            return np.zeros((1, len(whole)))
         offsets = np.zeros((OFFSETS, len(whole)))
-        offsets[:, whole] = cube
-        values = [self.inner.log_prob(v + offset, given) for offset in offsets]
-        return np.logaddexp.reduce(values, axis=0) - np.log(OFFSETS)
+        offsets[:, whole] = scipy.stats.qmc.Sobol(int(whole.sum()), rng=0).random(OFFSETS)
+        return offsets
 
     def log_likelihood(self, theta: ArrayLike, x: Observation) -> Array:
         """`log_prob` in the order of a simulator's `log_likelihood`."""

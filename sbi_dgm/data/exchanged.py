@@ -2,8 +2,8 @@ r"""Simulations with their roles exchanged, for learning p(x | theta): x is what
 
 All numbers of x stand behind each other in one vector v, in float64. Where there is a prior, theta goes by its
 cumulative distribution u = F(theta) between finite bounds, else by Phi^{-1}(u): networks take even spacing best.
-Integers n are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta) is the integral of p(v | theta) over
-[n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
+Whole numbers n, in files often of a floating type, are *dequantised*: v = n + u with u ~ U(0, 1), so that P(n | theta)
+is the integral of p(v | theta) over [n, n + 1) (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
 
 Numbers that were the same in all rows have no density; v is without them, and an observation must agree with them.
 
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from sbi_dgm.data.scaling import HEAVY, LEVELS
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import Split
-from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal
+from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal, Uniform
 from sbi_dgm.errors import DataError, ObservationError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior, restore
@@ -35,6 +35,8 @@ from sbi_dgm.univariate import Array, Distribution
 LARGEST = 512  # numbers of x
 GAIN = 0.05  # nats a row by which a curved coordinate must be better than a straight one
 WIDTHS = 0.5 / 2.0 ** np.arange(4)  # of Johnson's S_U, in units of the central 68 %
+EXACT = 2.0**24  # below it a float32 need not be whole
+OFTEN = 0.02  # share of rows from which a value that comes again has a probability rather than a density
 DEQUANTISE = 11  # stream of random numbers
 GIVEN = "theta"  # the observable of exchanged simulations
 
@@ -48,6 +50,7 @@ class Roles(NamedTuple):
         names: of the parameters.
         prior: of the parameters, or None.
         fixed: numbers of x that were the same in all rows, by name; v is without them.
+        counts: names of the numbers of x that were whole in all rows.
 
     """
 
@@ -56,6 +59,7 @@ class Roles(NamedTuple):
     names: Sequence[str]
     prior: Prior | None
     fixed: Mapping[str, float] = MappingProxyType({})
+    counts: Sequence[str] = ()
 
     @classmethod
     def of(cls, data: Simulations) -> "Roles":
@@ -79,6 +83,7 @@ class Roles(NamedTuple):
             "names": list(self.names),
             "prior": None if self.prior is None else self.prior.describe(),
             "fixed": dict(self.fixed),
+            "counts": list(self.counts),
         }
 
     @classmethod
@@ -87,7 +92,9 @@ class Roles(NamedTuple):
         d = description
         observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
         found = None if d["prior"] is None else restore(d["prior"], prior)
-        return cls(observables, d["dtypes"], d["names"], found, d.get("fixed", {}))
+        roles = cls(observables, d["dtypes"], d["names"], found, d.get("fixed", {}))
+        integers = [name for name, known in zip(roles.numbers, roles.integers, strict=True) if known]
+        return roles._replace(counts=d.get("counts", integers))
 
     @property
     def numbers(self) -> list[str]:
@@ -110,8 +117,13 @@ class Roles(NamedTuple):
     @property
     def whole(self) -> np.ndarray:
         """Which entries of v are whole numbers."""
+        return np.isin(self.entries, list(self.counts))
+
+    @property
+    def integers(self) -> np.ndarray:
+        """Which numbers of x are of an integer type."""
         kinds = {name: np.dtype(dtype).kind in "biu" for name, dtype in self.dtypes.items()}
-        return np.concatenate([np.full(o.size, kinds[name]) for name, o in self.observables.items()])[self.free]
+        return np.concatenate([np.full(o.size, kinds[name]) for name, o in self.observables.items()])
 
     def given(self, theta: ArrayLike) -> Array:
         """Theta (N, D) as the network sees it: u, or z where the prior has no bounds; itself without a prior."""
@@ -124,8 +136,17 @@ class Roles(NamedTuple):
         return np.where(np.isfinite(bounds).all(0), scipy.special.ndtr(z), z)
 
     def vector(self, x: Mapping[str, np.ndarray]) -> Array:
-        """Observables (N, ...) by name as v (N, L), or `ObservationError` where a fixed number is another."""
+        """Observables (N, ...) by name as v (N, L), or `ObservationError` for what is impossible by all simulations.
+
+        That is another value of a fixed number, and a fraction where numbers are whole.
+        """
         flat, free = flattened(x), self.free
+        counts = np.isin(self.numbers, list(self.counts))
+        for row, place in np.argwhere(counts & (flat != np.floor(flat)))[:1]:
+            raise ObservationError(
+                f"observation {row}: {self.numbers[place]} is {flat[row, place]:g}, and whole in all simulations: "
+                "check x, or its rounding in the simulations."
+            )
         values = np.array([self.fixed[name] for name in self.numbers if name in self.fixed])
         for row, place in np.argwhere(flat[:, ~free] != values)[:1]:
             name, value = list(self.fixed)[place], values[place]
@@ -163,7 +184,7 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
     """The valid rows of simulations with their roles exchanged, in memory; each stays in its part of the split."""
     rows = np.flatnonzero(data.valid)
     x = data.x(rows)
-    roles = _fixing(Roles.of(data), flattened(x))
+    roles = _fixing(_counting(Roles.of(data), flattened(x)), flattened(x))
     v = roles.vector(x)
     v = v + roles.whole * numpy_generator(seed, DEQUANTISE).random(v.shape)
     label = np.zeros(len(data), int)
@@ -185,9 +206,31 @@ def flattened(x: Mapping[str, np.ndarray]) -> Array:
     return np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in x.values()], axis=1)
 
 
+def _counting(roles: Roles, flat: Array) -> Roles:
+    """The roles with what is whole in all rows as counts; a warning names what repeats itself and is not whole."""
+    varies = np.ptp(flat, axis=0) > 0
+    whole = roles.integers | (varies & (flat == np.floor(flat)).all(0) & (np.abs(flat).max(0) < EXACT))
+    often = {name: _commonest(v) for name, v in zip(roles.numbers, flat.T, strict=True)}
+    atoms = [name for name, one, other in zip(roles.numbers, whole, varies, strict=True) if other and not one]
+    told = [f"{name} = {often[name][0]:g} ({often[name][1]:.0%} of rows)" for name in atoms if often[name][1] > OFTEN]
+    if told:
+        warnings.warn(
+            f"{', '.join(told)}: a value that comes so often has a probability and no density, which training will "
+            "raise without end: leave such numbers out of x, or add noise to them.",
+            stacklevel=2,
+        )
+    return roles._replace(counts=[name for name, one in zip(roles.numbers, whole, strict=True) if one])
+
+
+def _commonest(v: Array) -> tuple[float, float]:
+    """The value that comes most often, and its share; 0 where it comes once."""
+    values, counts = np.unique(v, return_counts=True)
+    return float(values[counts.argmax()]), float(counts.max() / len(v)) if counts.max() > 1 else 0.0
+
+
 def _fixing(roles: Roles, flat: Array) -> Roles:
-    """The roles with what is the same in all rows fixed, whole numbers excepted; a warning names it."""
-    same = (np.ptp(flat, axis=0) == 0) & ~roles.whole
+    """The roles with what is the same in all rows fixed, counts excepted; a warning names it."""
+    same = (np.ptp(flat, axis=0) == 0) & ~np.isin(roles.numbers, list(roles.counts))
     fixed = {name: float(flat[0, i]) for i, name in enumerate(roles.numbers) if same[i]}
     if len(fixed) == len(roles.numbers):
         raise DataError(f"{', '.join(fixed)}: the same in all rows: x has no density.")
@@ -213,6 +256,8 @@ def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
 
     """
     normal, curved = Normal(*_moments(v)), [LogNormal(*_moments(np.log(v)))] if positive else []
+    if whole and v.min() >= 0 and v.max() < 2:
+        return Uniform(0, 2)
     if positive and whole:
         return curved[0]
     lowest, low, median, high, highest = np.quantile(v, LEVELS).tolist()
