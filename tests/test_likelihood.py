@@ -134,40 +134,6 @@ def test_a_posterior_refined_by_it_is_nearer_to_the_truth(learned):
 # Whole numbers
 
 
-def counts(theta, rng):
-    return rng.poisson(np.exp(theta)).astype(np.uint8)
-
-
-def test_whole_numbers_get_probabilities_that_sum_to_one():
-    prior = Prior([Parameter("log_rate", Uniform(0, 3))])
-    theta = prior.sample(4000, 0)
-    data = Simulations.from_arrays(theta, {"n": counts(theta, np.random.default_rng(1))[:, 0]}, prior=prior)
-    likelihood = fit(data, SMALL, learn="likelihood", **QUICK)
-    n = np.arange(200, dtype=np.uint8)
-    for rate in (0.5, 2.5):
-        log_q = likelihood.log_prob(n, np.full((200, 1), rate))
-        exact = stats.poisson(np.exp(rate))
-        assert abs(np.exp(log_q).sum() - 1) < 0.02
-        divergence = exact.pmf(n) @ (exact.logpmf(n) - log_q)
-        assert -0.02 < divergence < 0.05  # by how much the sum is not one
-        drawn = likelihood.sample([rate], 4000, seed=0)
-        assert drawn.dtype == np.int64
-        assert drawn.min() >= 0
-        assert abs(drawn.mean() - exact.mean()) < 0.1 * exact.std()
-        assert abs(drawn.var() / exact.var() - 1) < 0.15
-
-
-def test_dequantised_numbers_fill_the_unit_interval_above():
-    rng = np.random.default_rng(0)
-    n = rng.integers(0, 5, (3000, 2))
-    data = Simulations.from_arrays(rng.normal(size=(3000, 1)), {"n": n, "y": rng.normal(size=3000)})
-    found = exchanged(data, data.split(SplitRule()), seed=3)
-    above = found.theta[:, :2] - n
-    assert stats.kstest(above.ravel(), "uniform").pvalue > 1e-3
-    np.testing.assert_array_equal(found.theta[:, 2], data.columns["x/y"][:])
-    assert found.names == ["n[0]", "n[1]", "y"]
-
-
 # Roles
 
 
@@ -219,11 +185,6 @@ def test_the_coordinate_is_the_one_that_makes_an_entry_normal(draw, kind):
 def test_without_the_knowledge_that_they_are_positive_numbers_are_not_log_normal():
     v = np.exp(np.random.default_rng(0).standard_normal(5000))
     assert not isinstance(fitted(v, positive=False), LogNormal)
-
-
-def test_counts_are_log_normal_however_they_lie():
-    v = 100 + np.random.default_rng(0).standard_normal(500)
-    assert isinstance(fitted(v, True, whole=True), LogNormal)
 
 
 def made(x, kind="array"):
