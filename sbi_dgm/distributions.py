@@ -186,6 +186,25 @@ class LogNormal(_Curved):
 
 
 @dataclass(frozen=True)
+class SoftplusNormal(_Curved):
+    """ln(e^v - 1) is normal with the given mean and sd: v is positive, and straight from some units on."""
+
+    mean: float
+    sd: float
+    low: ClassVar[float] = float(np.nextafter(0, 1))
+    high: ClassVar[float] = inf
+
+    def _bent(self, v: Array) -> Array:
+        return v - self._log_slope(v)
+
+    def _straight(self, t: Array) -> Array:
+        return np.maximum(np.logaddexp(0, t), self.low)
+
+    def _log_slope(self, v: Array) -> Array:
+        return -np.log(-np.expm1(-v))
+
+
+@dataclass(frozen=True)
 class JohnsonSU(_Curved):
     """arcsinh((v - median) / width) is normal of a given mean and sd (Johnson 1949): heavy tails on both sides."""
 
@@ -325,6 +344,7 @@ DISTRIBUTIONS: dict[str, type[_Named]] = {
     "half_normal": HalfNormal,
     "beta": Beta,
     "johnson_su": JohnsonSU,
+    "softplus_normal": SoftplusNormal,
 }
 
 

@@ -11,7 +11,7 @@ from scipy.special import expit
 from sbi_dgm import Flow, Located, Simulations, Training, fit
 from sbi_dgm.data.exchanged import Roles, exchanged, fitted
 from sbi_dgm.data.splits import SplitRule
-from sbi_dgm.distributions import LogNormal, Normal, Uniform
+from sbi_dgm.distributions import LogNormal, Normal, SoftplusNormal, Uniform
 from sbi_dgm.errors import ObservationError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
@@ -123,12 +123,14 @@ def test_roles_of_older_files_know_counts_by_their_types():
 @pytest.mark.parametrize(
     ("v", "kind"),
     [
-        (100 + np.random.default_rng(0).standard_normal(500), LogNormal),
+        (100 + np.random.default_rng(0).standard_normal(500), SoftplusNormal),
+        (np.exp(3 + np.random.default_rng(0).standard_normal(500)) + 1, LogNormal),
+        (np.exp(3 + np.random.default_rng(0).standard_normal(500)) * (np.arange(500) % 4) + 0.1, SoftplusNormal),
         (np.random.default_rng(0).random(500) + np.arange(500) % 2, Uniform),
         (np.random.default_rng(0).random(500) + np.arange(500) % 3 - 1, Normal),
     ],
 )
-def test_counts_are_log_normal_zeros_and_ones_uniform_however_they_lie(v, kind):
+def test_counts_are_straight_but_for_zero_log_normal_without_zeros_and_bits_are_uniform(v, kind):
     assert isinstance(fitted(v, bool((v > 0).all()), whole=True), kind)
 
 

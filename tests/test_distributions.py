@@ -10,10 +10,12 @@ from scipy import stats
 from sbi_dgm.distributions import (
     Beta,
     HalfNormal,
+    JohnsonSU,
     LogNormal,
     LogUniform,
     Normal,
     Scipy,
+    SoftplusNormal,
     TruncatedNormal,
     Uniform,
     restore,
@@ -21,6 +23,26 @@ from sbi_dgm.distributions import (
 from sbi_dgm.errors import PriorError
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.univariate import EDGE, standard_normal_log_prob
+
+
+class Softplus(stats.rv_continuous):
+    """ln(1 + e^t), t ~ N(1, 2^2)."""
+
+    def _cdf(self, v):
+        return stats.norm.cdf(np.log(np.expm1(v)), 1, 2)
+
+    def _sf(self, v):
+        return stats.norm.sf(np.log(np.expm1(v)), 1, 2)
+
+    def _logpdf(self, v):
+        return stats.norm.logpdf(np.log(np.expm1(v)), 1, 2) + v - np.log(np.expm1(v))
+
+    def _ppf(self, p):
+        return np.log1p(np.exp(stats.norm.ppf(p, 1, 2)))
+
+    def _isf(self, p):
+        return np.log1p(np.exp(stats.norm.isf(p, 1, 2)))
+
 
 CASES = {
     "uniform": (Uniform(0.1, 0.5), stats.uniform(0.1, 0.4)),
@@ -34,6 +56,8 @@ CASES = {
     "arcsine": (Beta(0.5, 0.5), stats.arcsine()),
     "gamma": (Scipy(stats.gamma(2.0, scale=3.0)), stats.gamma(2.0, scale=3.0)),
     "t": (Scipy(stats.t(3.0)), stats.t(3.0)),
+    "johnson_su": (JohnsonSU(1.0, 3.0, -0.5, 0.8), stats.johnsonsu(0.625, 1.25, 1.0, 3.0)),
+    "softplus_normal": (SoftplusNormal(1.0, 2.0), Softplus(a=0.0)),
 }
 EACH = pytest.mark.parametrize(("ours", "theirs"), CASES.values(), ids=CASES)
 DRAWS = 50_000

@@ -10,7 +10,8 @@ Numbers that were the same in all rows have no density; v is without them, and a
 Each entry of v has its own coordinate, z = (v - m) / s, or the same of ln v, or, where tails are as heavy as
 `sbi_dgm.data.scaling` says, of arcsinh((v - median) / width) (Johnson 1949, doi:10.1093/biomet/36.1-2.149): the one
 whose normal makes the training rows most likely. Lighter tails stay straight: behind a sinh, draws a little too wide in
-z are far too wide.
+z are far too wide. Counts are bent at zero, ln(e^v - 1), so that none is drawn below it; zeros and ones are uniform on
+[0, 2), so that a shift of z is a probit.
 """
 
 import warnings
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike
 from sbi_dgm.data.scaling import HEAVY, LEVELS
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import Split
-from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal, Uniform
+from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal, SoftplusNormal, Uniform
 from sbi_dgm.errors import DataError, ObservationError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior, restore
@@ -248,23 +249,37 @@ def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
     Args:
         v: numbers.
         positive: whether they are positive in all rows, so that a log-normal may be.
-        whole: whether they count something: then positive numbers are always log-normal, so that no draw is negative.
+        whole: whether they are dequantised counts, of which no draw may be below zero (`_counted`).
 
     >>> rng = np.random.default_rng(0)
     >>> [type(fitted(f(rng.normal(size=5000)), True)).__name__ for f in (lambda z: 9 + z, np.exp)]
     ['Normal', 'LogNormal']
 
     """
+    if whole and positive:
+        return _counted(v)
     normal, curved = Normal(*_moments(v)), [LogNormal(*_moments(np.log(v)))] if positive else []
-    if whole and v.min() >= 0 and v.max() < 2:
-        return Uniform(0, 2)
-    if positive and whole:
-        return curved[0]
     lowest, low, median, high, highest = np.quantile(v, LEVELS).tolist()
     heavy = highest - lowest > HEAVY * (high - low) > 0
     widths = (WIDTHS * (high - low)).tolist() if heavy else []
     bent = [JohnsonSU(median, width, *_moments(np.arcsinh((v - median) / width))) for width in widths]
-    return max([normal, *curved, *bent], key=lambda d: float(d.log_prob(v).mean()) - GAIN * (d is not normal))
+    return _likeliest(v, normal, [*curved, *bent])
+
+
+def _counted(v: Array) -> Distribution:
+    """Of dequantised n >= 0: uniform for zeros and ones, else normal but for a bend at zero, or log-normal.
+
+    The latter where no row is zero: else its tail is the noise between zero and one.
+    """
+    if v.max() < 2:
+        return Uniform(0, 2)
+    softplus = SoftplusNormal(0, 1).to_normal(v)
+    curved = [LogNormal(*_moments(np.log(v)))] if v.min() >= 1 else []
+    return _likeliest(v, SoftplusNormal(*_moments(softplus)), curved)
+
+
+def _likeliest(v: Array, straight: Distribution, curved: Sequence[Distribution]) -> Distribution:
+    return max([straight, *curved], key=lambda d: float(d.log_prob(v).mean()) - GAIN * (d is not straight))
 
 
 def _moments(v: Array) -> tuple[float, float]:
