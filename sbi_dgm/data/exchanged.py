@@ -37,7 +37,7 @@ LARGEST = 512  # numbers of x
 GAIN = 0.05  # nats a row by which a curved coordinate must be better than a straight one
 WIDTHS = 0.5 / 2.0 ** np.arange(4)  # of Johnson's S_U, in units of the central 68 %
 EXACT = 2.0**24  # below it a float32 need not be whole
-OFTEN = 0.02  # share of rows from which a value that comes again has a probability rather than a density
+SEEN, OFTEN = 100_000, 0.02  # rows among which a value of this share is held for a probability, not a density
 DEQUANTISE = 11  # stream of random numbers
 GIVEN = "theta"  # the observable of exchanged simulations
 
@@ -211,9 +211,9 @@ def _counting(roles: Roles, flat: Array) -> Roles:
     """The roles with what is whole in all rows as counts; a warning names what repeats itself and is not whole."""
     varies = np.ptp(flat, axis=0) > 0
     whole = roles.integers | (varies & (flat == np.floor(flat)).all(0) & (np.abs(flat).max(0) < EXACT))
-    often = {name: _commonest(v) for name, v in zip(roles.numbers, flat.T, strict=True)}
-    atoms = [name for name, one, other in zip(roles.numbers, whole, varies, strict=True) if other and not one]
-    told = [f"{name} = {often[name][0]:g} ({often[name][1]:.0%} of rows)" for name in atoms if often[name][1] > OFTEN]
+    other = np.flatnonzero(varies & ~whole)
+    found = [(roles.numbers[i], *_commonest(flat[:SEEN, i])) for i in other]
+    told = [f"{name} = {value:g} ({share:.0%} of rows)" for name, value, share in found if share > OFTEN]
     if told:
         warnings.warn(
             f"{', '.join(told)}: a value that comes so often has a probability and no density, which training will "
