@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import expit
 
 from sbi_dgm import Flow, Located, Simulations, Training, fit
-from sbi_dgm.data.exchanged import Roles, exchanged, fitted
+from sbi_dgm.data.exchanged import Roles, counted, exchanged
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.distributions import LogNormal, Normal, SoftplusNormal, Uniform
 from sbi_dgm.errors import ObservationError
@@ -126,12 +126,24 @@ def test_roles_of_older_files_know_counts_by_their_types():
         (100 + np.random.default_rng(0).standard_normal(500), SoftplusNormal),
         (np.exp(3 + np.random.default_rng(0).standard_normal(500)) + 1, LogNormal),
         (np.exp(3 + np.random.default_rng(0).standard_normal(500)) * (np.arange(500) % 4) + 0.1, SoftplusNormal),
-        (np.random.default_rng(0).random(500) + np.arange(500) % 2, Uniform),
-        (np.random.default_rng(0).random(500) + np.arange(500) % 3 - 1, Normal),
     ],
 )
-def test_counts_are_straight_but_for_zero_log_normal_without_zeros_and_bits_are_uniform(v, kind):
-    assert isinstance(fitted(v, bool((v > 0).all()), whole=True), kind)
+def test_counts_are_straight_but_for_zero_and_log_normal_without_zeros(v, kind):
+    assert isinstance(counted(v, binary=False), kind)
+
+
+def test_what_is_binary_is_told_by_all_rows_not_by_those_that_train():
+    """A single 2 in the validation rows has a density; integers that may be negative are normal."""
+    n = np.random.default_rng(0).integers(0, 2, (200, 2))
+    label = np.repeat([0, 1], [180, 20])
+    n[190, 1] = 2
+    n = np.column_stack([n, n[:, 0] - 1])
+    data = Simulations.from_arrays(np.random.default_rng(1).normal(size=(200, 1)), {"n": n}, split=label)
+    found = turned(data)
+    kinds = [p.prior for p in found.reference(found.names, np.arange(180))[0].parameters]
+    assert [type(kind) for kind in kinds] == [Uniform, SoftplusNormal, Normal]
+    assert np.isfinite([kind.log_prob(v) for kind, v in zip(kinds, found.theta.T, strict=True)]).all()
+    assert np.floor(kinds[0].from_normal(np.array([-30.0, 30.0]))).tolist() == [0, 1]
 
 
 def bits(n, seed=0):

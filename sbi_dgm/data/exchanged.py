@@ -176,8 +176,12 @@ class Exchanged(Simulations):
     source: Simulations
 
     def reference(self, names: Sequence[str], rows: np.ndarray) -> tuple[Prior, bool]:
-        v = self.theta
-        found = [fitted(v[rows, i], bool((v[:, i] > 0).all()), whole) for i, whole in enumerate(self.roles.whole)]
+        found = []
+        for v, whole in zip(self.theta.T, self.roles.whole, strict=True):
+            if whole and v.min() >= 0:
+                found.append(counted(v[rows], binary=bool(v.max() < 2)))
+            else:
+                found.append(fitted(v[rows], positive=bool(v.min() > 0)))
         return Prior([Parameter(name, f) for name, f in zip(self.names, found, strict=True)]), False
 
 
@@ -185,7 +189,8 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
     """The valid rows of simulations with their roles exchanged, in memory; each stays in its part of the split."""
     rows = np.flatnonzero(data.valid)
     x = data.x(rows)
-    roles = _fixing(_counting(Roles.of(data), flattened(x)), flattened(x))
+    flat = flattened(x)
+    roles = _fixing(_counting(Roles.of(data), flat), flat)
     v = roles.vector(x)
     v = v + roles.whole * numpy_generator(seed, DEQUANTISE).random(v.shape)
     label = np.zeros(len(data), int)
@@ -241,7 +246,7 @@ def _fixing(roles: Roles, flat: Array) -> Roles:
     return roles._replace(fixed=fixed)
 
 
-def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
+def fitted(v: Array, positive: bool) -> Distribution:
     """The normal, log-normal or, of heavy tails, Johnson's S_U under which v (N,) is most likely.
 
     The normal unless it is clearly worse.
@@ -249,15 +254,12 @@ def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
     Args:
         v: numbers.
         positive: whether they are positive in all rows, so that a log-normal may be.
-        whole: whether they are dequantised counts, of which no draw may be below zero (`_counted`).
 
     >>> rng = np.random.default_rng(0)
     >>> [type(fitted(f(rng.normal(size=5000)), True)).__name__ for f in (lambda z: 9 + z, np.exp)]
     ['Normal', 'LogNormal']
 
     """
-    if whole and positive:
-        return _counted(v)
     normal, curved = Normal(*_moments(v)), [LogNormal(*_moments(np.log(v)))] if positive else []
     lowest, low, median, high, highest = np.quantile(v, LEVELS).tolist()
     heavy = highest - lowest > HEAVY * (high - low) > 0
@@ -266,16 +268,21 @@ def fitted(v: Array, positive: bool, whole: bool = False) -> Distribution:
     return _likeliest(v, normal, [*curved, *bent])
 
 
-def _counted(v: Array) -> Distribution:
-    """Of dequantised n >= 0: uniform for zeros and ones, else normal but for a bend at zero, or log-normal.
+def counted(v: Array, binary: bool) -> Distribution:
+    """Of dequantised n >= 0 (N,): uniform for zeros and ones, else normal but for a bend at zero, or log-normal.
 
-    The latter where no row is zero: else its tail is the noise between zero and one.
+    The latter where none is zero: else its tail is the noise between zero and one.
+
+    Args:
+        v: numbers.
+        binary: whether n is zero or one in all rows, these or not.
+
     """
-    if v.max() < 2:
-        return Uniform(0, 2)
-    softplus = SoftplusNormal(0, 1).to_normal(v)
+    if binary:
+        return Uniform(0, float(np.nextafter(2, 0)))
+    bent = SoftplusNormal(0, 1).to_normal(v)
     curved = [LogNormal(*_moments(np.log(v)))] if v.min() >= 1 else []
-    return _likeliest(v, SoftplusNormal(*_moments(softplus)), curved)
+    return _likeliest(v, SoftplusNormal(*_moments(bent)), curved)
 
 
 def _likeliest(v: Array, straight: Distribution, curved: Sequence[Distribution]) -> Distribution:
