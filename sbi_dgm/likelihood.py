@@ -3,7 +3,8 @@ r"""The likelihood: the posterior's machinery with the roles exchanged, ln q(x |
 .. math::  \ln q(x | \theta) = \ln q(z | c(\theta)) + \ln |\det \partial z / \partial x|
 
 Whole numbers were dequantised (`sbi_dgm.data.exchanged`): their probability is the mean of the density over the unit
-cube above them, by `OFFSETS` fixed points of it.
+cube above them, by `OFFSETS` fixed points of it; of more than `FEW` numbers it is the density at the cube's centre,
+which a mean over so few points of so many dimensions is no better than.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from sbi_dgm.posterior import Posterior, opened, stacked
 from sbi_dgm.priors import Prior
 from sbi_dgm.univariate import Array
 
-OFFSETS = 16  # points of the unit cube for the probability of whole numbers
+OFFSETS, FEW = 16, 32  # points of the unit cube for the probability of up to so many whole numbers
 AT_ONCE = 2**24  # numbers of the matrices L(c) of a located flow in memory
 
 
@@ -129,10 +130,10 @@ class Likelihood:
         return np.logaddexp.reduce(np.concatenate(values), axis=1) - np.log(len(offsets))
 
     def _offsets(self) -> Array:
-        """Points of the unit cube (K, L), zero where numbers are not whole; one point where none is."""
+        """Points of the unit cube (K, L), zero where numbers are not whole; its centre where none or very many are."""
         whole = self.roles.whole
-        if not whole.any():
-            return np.zeros((1, len(whole)))
+        if not 0 < whole.sum() <= FEW:
+            return 0.5 * whole[None]
         offsets = np.zeros((OFFSETS, len(whole)))
         offsets[:, whole] = scipy.stats.qmc.Sobol(int(whole.sum()), rng=0).random(OFFSETS)
         return offsets

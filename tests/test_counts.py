@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import expit
 
 from sbi_dgm import Flow, Located, Simulations, Training, fit
-from sbi_dgm.data.exchanged import Roles, counted, exchanged
+from sbi_dgm.data.exchanged import GIVEN, Roles, counted, exchanged
 from sbi_dgm.data.splits import SplitRule
 from sbi_dgm.distributions import LogNormal, Normal, SoftplusNormal, Uniform
 from sbi_dgm.errors import ObservationError
@@ -171,6 +171,18 @@ def test_trains_of_zeros_and_ones_have_their_probabilities():
     drawn = likelihood.sample([0.5], 2000, seed=0)
     assert set(np.unique(drawn)) == {0.0, 1.0}
     assert np.abs(drawn.mean(0) - expit(0.5 + OFFSET)).max() < 0.1
+
+
+def test_of_very_many_whole_numbers_the_centre_of_the_cube_is_taken():
+    """And zero for what is not whole; up to 32 of them by sixteen points, whose mean is another number."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.integers(0, 2, (300, 33)), rng.normal(size=300)])
+    many, few = (fit(made(part), Located(Flow(transforms=1, hidden=16)), **BRIEF) for part in (x, x[:, 1:]))
+    theta, above = np.zeros((5, 1)), 0.5 * (np.arange(34) < 33)
+    expected = many.inner.log_prob(x[:5] + above, {GIVEN: many.roles.given(theta)})
+    np.testing.assert_allclose(many.log_prob(x[:5], theta), expected, rtol=0, atol=1e-4)
+    twin = few.inner.log_prob(x[:5, 1:] + above[1:], {GIVEN: few.roles.given(theta)})
+    assert np.abs(few.log_prob(x[:5, 1:], theta) - twin).max() > 0.01
 
 
 def _log_bits(x, theta):
