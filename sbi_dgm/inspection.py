@@ -7,10 +7,12 @@ from typing import Any
 import h5py
 
 from sbi_dgm import artifact
+from sbi_dgm.data.columns import ARRAYS
 from sbi_dgm.data.foreign import UNREADABLE
 from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.guess import command, guess, neighbours, tree
 from sbi_dgm.data.simulations import Simulations
+from sbi_dgm.data.tables import SUFFIXES
 from sbi_dgm.errors import FileError
 from sbi_dgm.files import matching
 from sbi_dgm.parameters import Parameter
@@ -29,6 +31,8 @@ def describe(path: str | Path, **layout: Any) -> str:
         return _simulations(Simulations.open(path, **layout))
     pattern, files = path, matching(path)
     path = files[0]
+    if path.suffix in (*SUFFIXES, ".npz"):
+        raise FileError(f"{path} is neither HDF5 nor a posterior.{ARRAYS}")
     if not h5py.is_hdf5(path):
         return _posterior(path)
     if is_ours(path):

@@ -32,6 +32,11 @@ BAD = {
         {"theta": "t/omega"},
         "dataset 't': unknown field 'omega': did you mean 'omega_m'.*Known: h, omega_m",
     ),
+    "dotted": (
+        {"t": table_of(omega_m="f8", h="f8")},
+        {"theta": "t.omega_m"},
+        "unknown dataset 't.omega_m': did you mean 't/omega_m'.*Known: t, t/h, t/omega_m, theta, x",
+    ),
     "text_x": ({"x": np.full(60, "a", "S3")}, {}, r"'x' holds \|S3 \(60,\): rows of real numbers"),
     "text_field": ({"t": table_of(a="S4")}, {"x": "t/a"}, r"'t/a' holds \|S4 \(60,\): rows of real numbers"),
     "text_theta": ({"theta": np.full((60, 2), "a", "S3")}, {}, "'theta' holds .S3"),

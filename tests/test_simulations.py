@@ -289,6 +289,12 @@ def test_an_existing_file_is_replaced_only_when_asked(stored):
     assert len(Simulations.create(stored.path, *draws(60), overwrite=True)) == 60
 
 
+def test_more_parameters_than_rows_look_transposed():
+    theta, x = np.random.default_rng(0).normal(size=(2, 60)), np.zeros((2, 3))
+    with pytest.raises(DataError, match=r"2 of 2 rows are valid: at least 50 .* 60 columns: is it transposed\?"):
+        Simulations.from_arrays(theta, x).require_rows()
+
+
 @pytest.mark.parametrize("judge", [lambda data: data.require_rows(), lambda data: sbi_dgm.fit(data, progress=False)])
 def test_fewer_than_fifty_valid_rows_are_too_few(judge):
     theta, x = draws(60)

@@ -19,6 +19,7 @@ from sbi_dgm.errors import DataError, FileError
 
 BLOCK_BYTES = 2**23
 FILES = 256  # open at once; a process may often have 1024
+ARRAYS = ' sbi_dgm.Simulations.from_arrays(theta, x).save("sims.h5") makes a simulation file of arrays.'
 
 
 class Column(Protocol):
@@ -53,7 +54,8 @@ class Handle:
             try:
                 file = h5py.File(self.path, "r")
             except OSError as error:
-                raise FileError(f"{self.path} is no readable HDF5 file: {_first_line(error)}.") from None
+                remedy = ARRAYS if self.path.exists() and not h5py.is_hdf5(self.path) else ""
+                raise FileError(f"{self.path} is no readable HDF5 file: {_first_line(error)}.{remedy}") from None
         self._keep(file)
         return file
 

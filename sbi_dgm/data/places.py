@@ -205,7 +205,9 @@ def _find(handle: Handle, place: str) -> "tuple[Any, str | None]":
         if field in known:
             return file[parent], field
         raise DataError(f"{handle.path}, dataset {parent!r}: {unknown('field', field, known)}")
-    raise DataError(f"{handle.path}: {unknown('dataset', place, datasets(file))}")
+    found = datasets(file)
+    fields = [f"{name}/{field}" for name, item in found.items() for field in item.dtype.names or ()]
+    raise DataError(f"{handle.path}: {unknown('dataset', place, [*found, *fields])}")
 
 
 def is_place(handle: Handle, place: str) -> bool:

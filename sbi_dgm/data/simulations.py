@@ -294,7 +294,8 @@ class Simulations:
         """Raise where valid rows are too few, theta is bad, or one of `names` (None: all) never changes."""
         count = int(self.valid.sum())
         if count < MIN_ROWS:
-            raise DataError(f"{count} of {len(self)} rows are valid: at least {MIN_ROWS} are needed.")
+            turned = f" theta has {len(self.names)} columns: is it transposed?" if len(self.names) > len(self) else ""
+            raise DataError(f"{count} of {len(self)} rows are valid: at least {MIN_ROWS} are needed.{turned}")
         constant = np.ptp(self.checked().theta[self.valid], axis=0) == 0
         for name, same in zip(self.names, constant, strict=True):
             if same and (names is None or name in names):
