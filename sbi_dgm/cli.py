@@ -19,11 +19,9 @@ from sbi_dgm.errors import OptionError, SbiError, TimeLimitError, unknown
 def _simulate(a: argparse.Namespace) -> None:
     from sbi_dgm.campaign import simulate
 
-    if ":" in a.simulator:
-        sys.path.insert(0, str(Path.cwd()))
     with _engine(a) as executor:
         data = simulate(
-            a.simulator,
+            _here(a.simulator),
             a.n,
             out=a.out,
             seed=a.seed,
@@ -39,6 +37,13 @@ def _simulate(a: argparse.Namespace) -> None:
         f"{a.out}: {len(data)} rows, {failed} failed; "
         f"theta = {', '.join(data.names)}; x = {', '.join(data.observables)}."
     )
+
+
+def _here(name: str) -> str:
+    """The name; where it is package.module:Object, the module may lie in the working folder from now on."""
+    if ":" in name:
+        sys.path.insert(0, str(Path.cwd()))
+    return name
 
 
 def _engine(a: argparse.Namespace) -> AbstractContextManager[Any]:
@@ -161,8 +166,7 @@ def _refined(a: argparse.Namespace, posterior: Any) -> Any:
         return load_refined(Path(a.model).parent, posterior=posterior, effective=a.effective, device=a.device)
     if Path(a.refine).exists():
         return posterior.refined(Likelihood.load(a.refine, device=a.device), effective=a.effective)
-    sys.path.insert(0, str(Path.cwd()))
-    return posterior.refined(find(a.refine), effective=a.effective)
+    return posterior.refined(find(_here(a.refine)), effective=a.effective)
 
 
 def _check_figure(path: Path, overwrite: bool) -> None:
@@ -190,7 +194,7 @@ def _calibrate(a: argparse.Namespace) -> int:
         out=a.out,
         test_quantities=_imported(a.quantities),
         noise=_imported(a.noise),
-        simulator=None if a.simulator is None else find(a.simulator),
+        simulator=None if a.simulator is None else find(_here(a.simulator)),
         at=None if a.at is None else read_observation(a.at, posterior.model.observables, a.row, layout),
         draws=a.draws,
         max_rows=a.rows,

@@ -47,8 +47,9 @@ class Training(Options):
     """How long and how fast to train.
 
     Attributes:
-        batch_size: rows of a step; None is a sixteenth of the training rows, but at least 32 and at most 512, or 128
-            where x has 512 numbers or more: there the cost of a step is that of its rows, and more steps go further.
+        batch_size: rows of a step; None is a sixteenth of the training rows, but at least 32 and at most 512, where x
+            has more than 128 numbers at most 65,536 of them, but 128 rows: there the cost of a step is that of its
+            rows, and more steps go further.
         learning_rate: at its plateau.
         warmup: steps of linear warm-up.
         round: steps between validations; None is an epoch, but at least 25 and at most 500 steps.

@@ -222,9 +222,9 @@ class Posterior:
     def log_prob_and_error(self, theta: ArrayLike, x: Observation, *, error: bool = True) -> tuple[Array, Array]:
         """ln q as `log_prob` gives it, and an estimate of its numerical error, of the same shape.
 
-        The error is that of solving the equation behind diffusion and flow matching, the standard error of a VAE's
-        bound, zero for exact densities; it says nothing of how well the network was trained. `error=False` spares the
-        second solution.
+        The error is that of solving the equation of diffusion, flow matching and continuous flows, the standard error
+        of a VAE's bound, zero for exact densities; it says nothing of how well the network was trained. `error=False`
+        spares the two further solutions.
         """
         return self._log_prob(theta, x, error, None)
 

@@ -56,8 +56,8 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
         simulator: for predictive checks: it is run 21 times for each of at most 200 rows.
         at: observations, as in `sample`, at which the posterior is tested by itself (the local classifier test);
             `Report.local` has its p-values, which are no part of the verdict.
-        draws: of each row. Regions need ln q of draws; where that solves an equation (diffusion, flow matching), they
-            are judged by 20 others, drawn with it.
+        draws: of each row. Regions need ln q of draws; where that is not exact and quick (diffusion, flow matching,
+            continuous flows, VAEs, refined posteriors), they are judged by 20 others, drawn with it.
         max_rows: at most so many rows are judged, chosen by the seed.
         seed: of draws and choice.
         progress: show progress bars.

@@ -87,8 +87,10 @@ def test_calibrate_reports_and_its_exit_code_is_the_verdict(job):
 def test_calibrate_simulates_again_and_looks_at_an_observation(job, capsys, monkeypatch):
     folder = job[0]
     (folder / "mine.py").write_text("QUANTITIES = {'sum': lambda t: t['theta_1'] + t['theta_2']}\n")
+    (folder / "own.py").write_text("from simulators.gaussian_linear import GaussianLinear\n")
     monkeypatch.chdir(folder)
-    asked = ["--simulator", "gaussian_linear", "--at", folder / "x.txt", "--draws", 50, "--overwrite"]
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    asked = ["--simulator", "own:GaussianLinear", "--at", folder / "x.txt", "--draws", 50, "--overwrite"]
     asked += ["--quantities", "mine:QUANTITIES"]
     code = command(
         "calibrate", folder / "run" / "posterior.safetensors", folder / "fresh.h5", "-o", folder / "again", *asked
