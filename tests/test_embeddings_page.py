@@ -2,9 +2,9 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
+from pages import blocks, page
 
 import sbi_dgm
 from sbi_dgm import config, options, training
@@ -12,12 +12,8 @@ from sbi_dgm.embeddings.base import EMBEDDINGS
 from sbi_dgm.embeddings.convolutions import CNN
 from sbi_dgm.loop import Training
 
-PAGE = (Path(__file__).parents[1] / "docs" / "embeddings.md").read_text(encoding="utf-8")
+PAGE = page("embeddings.md")
 BRIEF = Training(round=2, max_rounds=1, batch_size=64)
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -31,7 +27,7 @@ def test_the_examples_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(training, "fit", brief)
     monkeypatch.chdir(tmp_path)
     known: dict = {}
-    for block in blocks("python"):
+    for block in blocks(PAGE, "python"):
         exec(compile(block, "docs/embeddings.md", "exec"), known)
     assert len(fitted) == PAGE.count("sbi_dgm.fit(")
     assert known["samples"].array.shape == known["nothing"].array.shape == (1000, 2)
@@ -40,7 +36,7 @@ def test_the_examples_run(monkeypatch, tmp_path, capsys):
 
 
 def test_the_toml_and_the_words_are_the_fusion_of_the_example(tmp_path):
-    (text,) = blocks("toml")
+    (text,) = blocks(PAGE, "toml")
     (tmp_path / "run.toml").write_text(text)
     chosen = config.settings(tmp_path / "run.toml", ["embedding.absent=0.2"])["embedding"]
     assert chosen == sbi_dgm.Fusion(
