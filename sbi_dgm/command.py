@@ -61,13 +61,15 @@ class CommandSimulator:
         prior: Prior,
         observables: Mapping[str, Observable],
         *,
-        command: Sequence[str],
-        output: str | Mapping[str, str],
+        command: Sequence[object],
+        output: str | Path | Mapping[str, str],
         timeout: float | None = None,
         version: str = "",
     ) -> None:
         if isinstance(command, str) or not command:
             raise OptionError(f"command = {command!r}: give a list of arguments, such as ['./toy', '{{seed}}'].")
+        command = [str(argument) for argument in command]
+        output = str(output) if isinstance(output, Path) else output
         self.name, self.prior, self.observables, self.timeout = name, prior, dict(observables), timeout
         self.version = version or shlex.join(command)
         self.files = _files(self.observables, output)
@@ -129,6 +131,10 @@ def _files(observables: Mapping[str, Observable], output: str | Mapping[str, str
     names = {output: next(iter(observables))} if isinstance(output, str) else {f: name for name, f in output.items()}
     for file in names:
         suffix = Path(file).suffix
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise OptionError(
+                f"output {file!r} lies outside of the scratch folder, where rows would share it: name it there."
+            )
         if suffix not in READERS:
             raise OptionError(unknown(f"format of output {file!r}", suffix, READERS))
         if isinstance(output, str) and len(observables) > 1 and suffix not in NAMED:

@@ -19,7 +19,8 @@ class _Named(Distribution):
 
     def describe(self) -> dict[str, Any]:
         name = next(name for name, kind in DISTRIBUTIONS.items() if kind is type(self))
-        return {name: list(astuple(self))}  # type: ignore[call-overload]
+        numbers = astuple(self)  # type: ignore[call-overload]
+        return {name: [v.item() if isinstance(v, np.generic) else v for v in numbers]}
 
 
 @dataclass(frozen=True)

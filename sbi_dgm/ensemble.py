@@ -86,7 +86,7 @@ def _refuse_others(whole: Job, folder: Path, members: int) -> None:
     result = _result(whole, folder)
     if whole.overwrite:
         result.unlink(missing_ok=True)
-        job.forget_likelihood(folder)
+        job.forget_others(folder)
         return
     before = _members_in(folder)
     if before is None:

@@ -96,7 +96,7 @@ def train(job: Job) -> Posterior:
     run = Run(untrained, ready.batches, ready.held_out, job.training, job.seed, folder)
     log = curves(run.at.step, folder) if job.tensorboard and folder is not None else None
     run.train(job.progress, limit=job.limit, log=log)
-    record = config | _result(run, data, parts, source, len(ready.held_out))
+    record = config | _result(run, data, parts, source, len(ready.held_out)) | {"tilted": tilted(job)}
     if isinstance(data, Exchanged):
         record["roles"] = data.roles.describe()
     gate = (
@@ -188,14 +188,16 @@ def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
     if overwrite:
         for name in (*RESULTS, "checkpoint", "history.csv", "config.json"):
             (folder / name).unlink(missing_ok=True)
-        forget_likelihood(folder)
+        forget_others(folder)
     write_json(folder / "config.json", config)
 
 
-def forget_likelihood(folder: Path) -> None:
-    """Remove the likelihood that was learned with a posterior which is now overwritten."""
+def forget_others(folder: Path) -> None:
+    """Remove what was learned with a run that is now overwritten: its members, each at once, and its likelihood."""
     if (folder / companion.FOLDER / "config.json").exists():
         rmtree(folder / companion.FOLDER)
+    for member in [place.parent for place in folder.glob("members/*/config.json")]:
+        rmtree(member.rename(member.with_name(f".{member.name}.part")))
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:
@@ -222,6 +224,11 @@ def _mean_one(weight: np.ndarray | None, parts: Split) -> np.ndarray | None:
     for part in (parts.train, parts.validation):
         weight[part] /= weight[part].mean()
     return weight
+
+
+def tilted(job: Job) -> bool:
+    """Whether the cross section of event weights counts as part of the prior."""
+    return job.rate and "event_weight" in job.data.columns and not isinstance(job.data, Exchanged)
 
 
 def _result(run: Run, data: Simulations, parts: Split, source: Source, validated: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ cube above them, by `OFFSETS` fixed points of it; of more than `FEW` numbers it 
 which a mean over so few points of so many dimensions is no better than.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from sbi_dgm.data.exchanged import GIVEN, Roles
-from sbi_dgm.data.observed import Observation, observed_arrays
+from sbi_dgm.data.observed import Observation, observed_arrays, stacked
 from sbi_dgm.errors import FileError
 from sbi_dgm.parameters import Observable
-from sbi_dgm.posterior import Posterior, opened, stacked
+from sbi_dgm.posterior import Posterior, opened
 from sbi_dgm.priors import Prior
+from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.univariate import Array
 
 OFFSETS, FEW = 16, 32  # points of the unit cube for the probability of up to so many whole numbers
@@ -124,10 +125,16 @@ class Likelihood:
 
     def _averaged(self, v: Array, seen: Array) -> Array:
         """ln of the mean density over the unit cube above whole numbers: v (N, L), theta as seen (N, D) -> (N,)."""
-        offsets, rows = self._offsets(), max(1, AT_ONCE // v.shape[1] ** 2)
-        parts = [slice(first, first + rows) for first in range(0, len(v), rows)]
-        values = [self.inner.log_prob(v[part, None] + offsets, {GIVEN: seen[part]}) for part in parts]
-        return np.logaddexp.reduce(np.concatenate(values), axis=1) - np.log(len(offsets))
+        offsets = self._offsets()
+        values = [self.inner.log_prob(v[part, None] + offsets, {GIVEN: seen[part]}) for part in self._parts(len(v))]
+        return np.logaddexp.reduce(np.concatenate([np.empty((0, len(offsets))), *values]), axis=1) - np.log(
+            len(offsets)
+        )
+
+    def _parts(self, rows: int) -> Iterator[slice]:
+        """So many rows of theta at once that the matrices L(c) of a located flow fit into memory."""
+        step = max(1, AT_ONCE // len(self.roles.entries) ** 2)
+        return (slice(first, first + step) for first in range(0, rows, step))
 
     def _offsets(self) -> Array:
         """Points of the unit cube (K, L), zero where numbers are not whole; its centre where none or very many are."""
@@ -155,7 +162,8 @@ class Likelihood:
 
         """
         theta = np.asarray(theta, np.float64)
-        given = self.roles.given(np.atleast_2d(theta))
-        v = self.inner.sample(n, {GIVEN: given}, seed=seed).array
+        given, rng = self.roles.given(np.atleast_2d(theta)), numpy_generator(fresh(seed))
+        seeds = ((part, int(rng.integers(2**63))) for part in self._parts(len(given)))
+        v = np.concatenate([self.inner.sample(n, {GIVEN: given[part]}, seed=own).array for part, own in seeds])
         drawn = self.roles.observed(v if theta.ndim > 1 else v[0])
         return drawn if len(drawn) > 1 else next(iter(drawn.values()))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
-from sbi_dgm.data.observed import Observation, observed_arrays
+from sbi_dgm.data.observed import Observation, observed_arrays, stacked, widest
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
@@ -74,6 +74,10 @@ class Posterior:
         differs = self.record.get("agreement", {}).get("differs", [])
         if self.prior is None:
             raise PriorError(f"{purpose} needs the prior, and training had none: give one to the simulations.")
+        if self.record.get("tilted"):
+            raise PriorError(
+                f"{purpose} needs the prior, and rate=True made the cross section part of it: train without."
+            )
         if differs:
             raise PriorError(
                 f"{purpose} needs theta drawn from its prior, and by {'; '.join(differs)} it was not: correct the "
@@ -302,8 +306,11 @@ class Posterior:
         return torch.cat(pieces)
 
     def observations(self, x: Observation) -> tuple[list[Any], bool]:
-        """x one by one, an array each or a dict by name where there are several, and whether it was a single one."""
-        arrays, single = observed_arrays(x, self.model.observables, self.model.dtypes)
+        """x one by one, an array each or a dict by name where there are several, and whether it was a single one.
+
+        Fractions are float64 whatever the simulations were: a likelihood that is known takes what was seen.
+        """
+        arrays, single = observed_arrays(x, self.model.observables, widest(self.model.dtypes))
         rows = [{name: values[i] for name, values in arrays.items()} for i in range(len(next(iter(arrays.values()))))]
         return [row if len(row) > 1 else next(iter(row.values())) for row in rows], single
 
@@ -341,16 +348,6 @@ class Posterior:
     def proposal_density(self, theta: Array, x: Observation, seed: int) -> Array:
         """ln q of theta (n, D), as `proposals` gives it: where it is a bound, with noise of its own for each."""
         return self._log_prob(theta, x, False, torch_generator(seed, device=self.device))[0]
-
-
-def stacked(theta: Array, observations: int, single: bool, size: int) -> Array:
-    """Theta as (B, S, D), or `ObservationError`; for a single observation it comes as (D,) or (S, D)."""
-    stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
-    stack = stack[:, None] if not single and stack.ndim == 2 else stack
-    if stack.ndim != 3 or stack.shape[::2] != (observations, size):
-        axes = "(D,) or (S, D)" if single else f"({observations}, D) or ({observations}, S, D)"
-        raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {size}.")
-    return stack
 
 
 def load(

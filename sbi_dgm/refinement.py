@@ -194,7 +194,7 @@ class Refined:
             pooling.require_exact(proposal)
         self.proposal, self.likelihood, self.effective, self.cap = proposal, likelihood, effective, cap
         self.power, self.pool = power, pool
-        self.log_likelihood = _function(likelihood)
+        self.log_likelihood, self._order = _function(likelihood), _order(proposal.names, likelihood)
         self.prior = proposal.require_prior("refinement")
 
     @property
@@ -252,7 +252,7 @@ class Refined:
 
     def evaluate(self, theta: Array, x: Any) -> Array:
         """Ln L at theta (S, D) for one observation (S,), or `ObservationError` where it is NaN or +inf."""
-        value = np.array(self.log_likelihood(theta, x), np.float64)
+        value = np.array(self.log_likelihood(theta[:, self._order], x), np.float64)
         if value.shape != theta.shape[:1]:
             raise ObservationError(f"the likelihood gave shape {value.shape} for {len(theta)} theta: one number each.")
         bad = ~(value < np.inf)
@@ -286,6 +286,8 @@ class Refined:
             where the effective size was not reached, or Pareto's k says that weights are of no use.
 
         """
+        if n < 0:
+            raise OptionError(f"n = {n}: ask for 0 draws or more.")
         rows, single = self.proposal.observations(x)
         trust = self.proposal.trust(x)
         told(trust, strict)
@@ -374,6 +376,17 @@ class _Proposals:
         with np.errstate(divide="ignore"):
             share = np.log(np.array(self.counts) / len(self.theta))
         return self._log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)
+
+
+def _order(names: list[str], likelihood: Any) -> list[int]:
+    """The places among a posterior's parameters of those that a likelihood takes; its own order if it names none."""
+    known = list(getattr(likelihood, "names", getattr(getattr(likelihood, "prior", None), "names", names)))
+    if set(known) != set(names):
+        raise OptionError(
+            f"the likelihood is of {known}, the posterior of {names}: refine a posterior of the same parameters, "
+            "or, where only their names differ, give a function (theta, x) -> ln p."
+        )
+    return [names.index(name) for name in known]
 
 
 def _function(likelihood: Any) -> LogLikelihood:

@@ -185,6 +185,10 @@ def _exchanging(asked: Job) -> Job:
 def _refined(asked: Job, members: int, workers: int | None) -> Refined:
     """The posterior first, then the likelihood, in what is left of the time; then what power it is worth."""
     recipe.require_refinable(asked.data)
+    if job.tilted(asked):
+        raise OptionError(
+            "rate=True makes the cross section part of the prior, which no likelihood of x knows: leave it out."
+        )
     rows = len(asked.data.split(asked.split).train)
     chosen = recipe.recommended("likelihood", asked.data, rows).family
     folder = None if asked.folder is None else asked.folder / companion.FOLDER

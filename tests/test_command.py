@@ -275,12 +275,20 @@ SEED = Prior([Parameter("seed", Uniform(0, 1))])
         ({"output": "x.fits"}, "unknown format of output 'x.fits' '.fits'.*npy"),
         ({"output": "x.npy", "observables": TWO}, "holds one array, and there are 2 observables"),
         ({"output": {"y": "x.npy"}}, r"output names \['y'\], and the observables are \['x'\]"),
+        ({"output": "/tmp/x.npy"}, "'/tmp/x.npy' lies outside of the scratch folder"),
+        ({"output": {"x": "../x.npy"}}, "'../x.npy' lies outside of the scratch folder"),
         ({"output": {"x": "x.npy"}, "command": ["toy", "{omega_m}", "{b}", "{out}"]}, "unknown placeholder 'out'"),
     ],
 )
 def test_what_cannot_work_is_refused_when_it_is_made(changes, words):
     with pytest.raises(OptionError, match=words):
         make(**changes)
+
+
+def test_paths_and_numbers_may_stand_in_a_command():
+    made = make(command=[Path("./toy"), "{omega_m}", "{b}", 3], output=Path("x.npy"))
+    assert made.version == make(command=["toy", "{omega_m}", "{b}", "3"]).version
+    assert made.files == make().files
 
 
 def test_the_command_is_its_version_unless_one_is_given():

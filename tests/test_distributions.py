@@ -119,6 +119,14 @@ def test_mapped_normal_draws_follow_the_distribution(ours, theirs):
     check_draws(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_bounds_of_numpy_are_numbers(kind):
+    """As `x.min()` gives them: what is described is JSON, and the same distribution again."""
+    bounded = Uniform(kind(-1), kind(2))
+    told = json.loads(json.dumps(bounded.describe()))
+    assert restore(told) == Uniform(-1, 2)
+
+
 @pytest.mark.parametrize("check", [check_density, check_integrates_to_one])
 def test_a_log_normal_without_its_jacobian_is_noticed(check):
     with pytest.raises(AssertionError):

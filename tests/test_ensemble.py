@@ -63,6 +63,17 @@ def test_a_time_limit_keeps_what_is_done_and_the_rest_goes_on(trained, tmp_path,
     check_same(fit(out=tmp_path / "run", resume=True), trained[0])
 
 
+def test_members_of_a_run_that_was_overwritten_do_not_come_back(trained, tmp_path):
+    """Three on other x, the same theta, then two, then three: the third is trained anew."""
+    folder, data = tmp_path / "run", simulations()
+    other = sbi_dgm.Simulations.from_arrays(data.theta, {"x": -data.columns["x/x"][:]}, prior=data.prior)
+    settings = {"training": BRIEF, "device": "cpu", "progress": False, "workers": 1, "out": folder}
+    sbi_dgm.fit(other, SMALL, members=3, **settings)
+    fit(out=folder, members=2, overwrite=True)
+    check_same(fit(out=folder, resume=True), trained[0])
+    assert sorted(place.name for place in (folder / "members").iterdir()) == ["0", "1", "2"]
+
+
 def test_more_members_are_added_and_the_old_ones_stay(trained, tmp_path):
     fit(out=tmp_path / "run", members=2)
     before = (tmp_path / "run" / "members" / "1" / "posterior.safetensors").stat().st_mtime_ns

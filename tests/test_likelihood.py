@@ -54,6 +54,46 @@ def test_it_is_the_density_of_the_simulator(learned):
         check_density(learned.log_prob(x, np.minimum(theta * [1, 1.5], 10)), log_scaled(theta, x))
 
 
+def test_of_nothing_there_is_nothing(learned):
+    """No theta, no observations, and refinement where all theta lie outside of the prior."""
+    assert learned.log_prob(np.zeros(2), np.empty((0, 2))).shape == (0,)
+    assert learned.log_prob(np.empty((0, 2)), np.empty((0, 2))).shape == (0,)
+    posterior = fit(simulations(300), SMALL, training=Training(max_rounds=1), progress=False, device="cpu")
+    for power in (1.0, 0.5):
+        outside = posterior.refined(learned, power=power).log_prob([[5.0, 1.0], [-2.0, 1.0]], np.zeros(2))
+        assert (outside == -np.inf).all()
+
+
+def test_draws_for_many_theta_are_made_a_few_theta_at_once(learned, monkeypatch):
+    theta = PRIOR.sample(9, 0)
+    whole = learned.sample(theta, 400, seed=3)
+    monkeypatch.setattr("sbi_dgm.likelihood.AT_ONCE", 4 * 2)
+    parts = learned.sample(theta, 400, seed=3)
+    np.testing.assert_array_equal(parts, learned.sample(theta, 400, seed=3))
+    assert parts.shape == whole.shape == (9, 400, 2)
+    assert all(stats.ks_2samp(one[:, 0], other[:, 0]).pvalue > 1e-4 for one, other in zip(parts, whole, strict=True))
+    assert not np.array_equal(parts[2:4, :, 0] - parts[2:4].mean(), parts[4:6, :, 0] - parts[4:6].mean())
+    assert stats.ks_2samp(parts[theta[:, 1].argmax(), :, 0], whole[theta[:, 1].argmin(), :, 0]).pvalue < 1e-4
+
+
+@pytest.mark.parametrize("name", ["observation", "maps/kappa"])
+def test_observables_may_have_names_that_parameters_may_not(name, tmp_path):
+    data = Simulations.from_arrays(PRIOR.sample(200, 0), {name: np.random.default_rng(0).normal(size=200)}, prior=PRIOR)
+    how = QUICK | {"training": Training(max_rounds=1)}
+    found = fit(data, SMALL, learn="likelihood", out=tmp_path / "run", **how)
+    expected = found.log_prob({name: 0.3}, [0.0, 1.0])
+    assert Likelihood.load(tmp_path / "run" / "likelihood.safetensors").log_prob({name: 0.3}, [0.0, 1.0]) == expected
+
+
+def test_a_number_that_is_the_same_in_all_training_rows_is_named():
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    x[:, 1], label = 0.5, np.repeat([0, 1], [180, 20])
+    x[190, 1] = 0.7
+    data = Simulations.from_arrays(PRIOR.sample(200, 0), {"x": x}, prior=PRIOR, split=label)
+    with pytest.warns(UserWarning, match="x"), pytest.raises(DataError, match=r"x\[1\] is 0.5 in all training rows"):
+        fit(data, SMALL, learn="likelihood", **QUICK)
+
+
 def test_it_is_normalised(learned):
     grid = np.linspace(-60, 60, 1201)
     x = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)

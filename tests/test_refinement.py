@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 from sbi_dgm import VAE, Flow, FlowMatching, Simulations, Training, fit
-from sbi_dgm.distributions import Normal
+from sbi_dgm.distributions import Normal, Uniform
 from sbi_dgm.errors import ObservationError, OptionError, PriorError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
@@ -23,7 +23,7 @@ LOG_EVIDENCE = float(norm.logpdf(X, 0, np.sqrt(VARIANCE + NOISE**2)).sum())
 class Toy:
     """A normal proposal, of a shift and a width relative to the exact posterior's."""
 
-    names = ("a", "b")
+    names = ["a", "b"]  # noqa: RUF012
 
     def __init__(self, shift=0.0, width=1.0, lie=0.0):
         self.mean, self.sd, self.lie = CENTRE + shift * WIDTH, width * WIDTH, lie
@@ -219,6 +219,37 @@ def test_a_simulator_is_no_likelihood():
         Refined(Toy(), Silent(), effective=10)
 
 
+class Known:
+    """The exact likelihood with names in another order, or of other parameters."""
+
+    def __init__(self, *names):
+        self.name, self.observables = "known", {"x": Observable((2,))}
+        self.prior = Prior([Parameter(name, Normal(0.0, 1.0)) for name in names])
+
+    def log_likelihood(self, theta, x):
+        return log_likelihood(theta[:, [self.prior.names.index(name) for name in ("a", "b")]], x)
+
+
+def test_parameters_of_a_likelihood_are_told_by_name():
+    """In whatever order; a function without names takes the posterior's, and in the other one is noticed."""
+    expected = weighed(Toy())
+    for names in (("a", "b"), ("b", "a")):
+        np.testing.assert_array_equal(weighed(Toy(), Known(*names)).log_weight, expected.log_weight)
+    found = weighed(Toy(), lambda theta, x: log_likelihood(theta[:, ::-1], x), cap=BLOCK)
+    assert np.abs(found.log_weight - expected.log_weight).max() > 5
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "c"), ("a", "b", "c")])
+def test_a_likelihood_of_other_parameters_is_refused(names):
+    with pytest.raises(OptionError, match=r"the likelihood is of \['a'.*, the posterior of \['a', 'b'\]: refine"):
+        Refined(Toy(), Known(*names), effective=10)
+
+
+def test_a_negative_number_of_draws_is_refused():
+    with pytest.raises(OptionError, match="n = -5: ask for 0 draws or more"):
+        Refined(Toy(), log_likelihood, effective=10).sample(-5, X)
+
+
 def test_without_a_prior_there_is_no_refinement():
     class Uninformed(Toy):
         def require_prior(self, purpose):
@@ -242,6 +273,31 @@ FAMILIES = {
     "vae": VAE(hidden=16, blocks=1, components=1, importance=4),
     "flow_matching": FlowMatching(hidden=16, blocks=1, tolerance=1e-3),
 }
+
+
+def test_a_known_likelihood_sees_what_was_seen_and_not_the_simulations_float32():
+    """A date of which float32 knows the half day alone."""
+    day = 2450005.1
+    prior = Prior([Parameter("t", Uniform(day - 50, day + 50))])
+    theta = prior.sample(300, 0)
+    data = Simulations.from_arrays(theta, {"x": (theta + 1).astype(np.float32)}, prior=prior)
+    training = Training(batch_size=100, max_rounds=1, decay=0.0)
+    posterior = fit(data, FAMILIES["flow"], training=training, progress=False, device="cpu")
+    better = posterior.refined(lambda theta, x: norm.logpdf(x[0], theta[:, 0], 0.05), effective=100)
+    assert abs(better.sample(500, [day], seed=0).array.mean() - day) < 0.02
+    assert abs(float(np.float32(day)) - day) > 0.08
+
+
+def test_a_prior_that_the_cross_section_tilts_is_no_prior():
+    theta = PRIOR.sample(400, 0)
+    rows = {"event_weight": np.exp(theta[:, 0])}
+    data = Simulations.from_arrays(theta, {"x": theta + 1.0}, prior=PRIOR, **rows)
+    how = {"training": Training(batch_size=100, max_rounds=1, decay=0.0), "progress": False, "device": "cpu"}
+    with pytest.raises(PriorError, match="rate=True made the cross section part of it"):
+        fit(data, FAMILIES["flow"], rate=True, **how).refined(log_likelihood)
+    with pytest.raises(OptionError, match="rate=True makes the cross section part of the prior"):
+        fit(data, learn="refined", rate=True, **how)
+    fit(linear(300), FAMILIES["flow"], rate=True, **how).refined(log_likelihood)  # without weights nothing tilts
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,6 +14,7 @@ z are far too wide. Counts are bent at zero, ln(e^v - 1), so that none is drawn 
 [0, 2), so that a shift of z is a probit.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import Split
 from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal, SoftplusNormal, Uniform
 from sbi_dgm.errors import DataError, ObservationError
-from sbi_dgm.parameters import Observable, Parameter
+from sbi_dgm.parameters import RESERVED, Observable, Parameter
 from sbi_dgm.priors import Prior, restore
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array, Distribution
@@ -177,7 +178,12 @@ class Exchanged(Simulations):
 
     def reference(self, names: Sequence[str], rows: np.ndarray) -> tuple[Prior, bool]:
         found = []
-        for v, whole in zip(self.theta.T, self.roles.whole, strict=True):
+        for v, whole, name in zip(self.theta.T, self.roles.whole, self.roles.entries, strict=True):
+            if np.ptp(v[rows]) == 0:
+                raise DataError(
+                    f"{name} is {v[rows[0]]:g} in all training rows, and not in all others: simulate more, or leave it "
+                    "out of x."
+                )
             if whole and v.min() >= 0:
                 found.append(counted(v[rows], binary=bool(v.max() < 2)))
             else:
@@ -199,7 +205,7 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
     found = Exchanged.from_arrays(
         v,
         {GIVEN: roles.given(data.theta[rows])},
-        names=roles.entries,
+        names=[f"x.{name}" if name in RESERVED else name.replace("/", ".") for name in roles.entries],
         split=label[rows],
         event_weight=None if event is None else event[rows],
     )
@@ -209,7 +215,9 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
 
 def flattened(x: Mapping[str, np.ndarray]) -> Array:
     """All numbers of observables (N, ...) by name, behind each other (N, L)."""
-    return np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in x.values()], axis=1)
+    return np.concatenate(
+        [np.asarray(a, np.float64).reshape(len(a), math.prod(a.shape[1:])) for a in x.values()], axis=1
+    )
 
 
 def _counting(roles: Roles, flat: Array) -> Roles:

@@ -16,6 +16,7 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, ObservationError
 from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
+from sbi_dgm.univariate import Array
 
 Observation = ArrayLike | Mapping[str, ArrayLike | None]
 HDF5 = (".h5", ".hdf5", ".hdf")
@@ -105,6 +106,21 @@ def observed_arrays(
         name: np.full((rows, *known[name].shape), np.nan, _floats(dtypes[name])) for name in set(known) - set(arrays)
     }
     return {name: (arrays | gone)[name] for name in known}, single.pop() if single else True
+
+
+def stacked(theta: Array, observations: int, single: bool, size: int) -> Array:
+    """Theta as (B, S, D), or `ObservationError`; for a single observation it comes as (D,) or (S, D)."""
+    stack = theta.reshape(1, -1, theta.shape[-1]) if single and 0 < theta.ndim <= 2 else theta
+    stack = stack[:, None] if not single and stack.ndim == 2 else stack
+    if stack.ndim != 3 or stack.shape[::2] != (observations, size):
+        axes = "(D,) or (S, D)" if single else f"({observations}, D) or ({observations}, S, D)"
+        raise ObservationError(f"theta has shape {theta.shape}; expected {axes} with D = {size}.")
+    return stack
+
+
+def widest(dtypes: Mapping[str, str]) -> dict[str, str]:
+    """The same with float64 for every floating type."""
+    return {name: "<f8" if np.dtype(dtype).kind == "f" else dtype for name, dtype in dtypes.items()}
 
 
 def _require_optional(name: str, observable: Observable) -> None:

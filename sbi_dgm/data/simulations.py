@@ -299,7 +299,10 @@ class Simulations:
         constant = np.ptp(self.checked().theta[self.valid], axis=0) == 0
         for name, same in zip(self.names, constant, strict=True):
             if same and (names is None or name in names):
-                raise DataError(f"parameter {name!r} is the same in all rows: leave it out with parameters=[...].")
+                raise DataError(
+                    f"parameter {name!r} is the same in all rows: leave it out of theta "
+                    "(of a posterior also by parameters=[...])."
+                )
 
 
 def _native(pattern: str | Path, prior: Prior | None) -> tuple[Header, dict[str, Column], Prior | None]:
