@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from typing import Any
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -13,7 +14,7 @@ def simulate(p: argparse.ArgumentParser) -> None:
     _output(p, "simulation file (HDF5)")
     p.add_argument("--seed", type=int, default=0)
     _engines(p)
-    p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task")
+    p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task, all of which are simulated")
     p.add_argument("--repeats", type=int, default=1, metavar="M", help="rows for each theta, kept in one split")
 
 
@@ -84,7 +85,7 @@ def sample(p: argparse.ArgumentParser) -> None:
         metavar="LIKELIHOOD",
         help="importance weights by a likelihood file, a simulator with log_likelihood, or what train --refine learned",
     )
-    p.add_argument("--effective", type=float, default=10_000, help="effective size of the weights, with --refine")
+    p.add_argument("--effective", type=float, help="effective size of the weights, with --refine (default: 10000)")
     p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
     p.add_argument("--strict", action="store_true", help="refuse an observation that is unlike the simulations")
     p.add_argument(
@@ -169,15 +170,28 @@ def _output(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+class _Joined(argparse.Action):
+    """One that is given again adds to what was said."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
 def _layout(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--config", help="TOML file with [estimator], [embedding], [training], [split], [reading], [data], [prior]"
     )
     p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
     p.add_argument(
-        "--theta", metavar="PLACES", help="datasets of the parameters, by commas, or a table beside (.txt, .csv)"
+        "--theta",
+        metavar="PLACES",
+        action=_Joined,
+        help="datasets of the parameters, by commas, or a table beside (.txt, .csv)",
     )
-    p.add_argument("--x", metavar="PLACES", help="datasets of the observables, by commas; name=place to name one")
+    p.add_argument(
+        "--x", metavar="PLACES", action=_Joined, help="datasets of the observables, by commas; name=place to name one"
+    )
     p.add_argument("--event-weight", metavar="PLACE", help="weights of Monte Carlo events")
     p.add_argument("--proposal-weight", metavar="PLACE", help="p(theta) / p~(theta), where theta was drawn from p~")
     p.add_argument("--group", metavar="PLACE", help="rows of one group stay in one split")

@@ -9,6 +9,7 @@ whole and then cut.
 import json
 import re
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
 from sbi_dgm.executors import Pool, require_picklable
 from sbi_dgm.files import write_json
+from sbi_dgm.seeds import sequence
 from sbi_dgm.shards import KEPT, NoSuccessError, Part, Plan, shard
 from sbi_dgm.simulator import Simulator, reason
 
@@ -80,6 +82,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
 
     """
     _check(n, workers, shard_rows, executor, timeout)
+    sequence(seed)
     _check_repeats(n, shard_rows, repeats)
     found = simulators.find(simulator) if isinstance(simulator, str) else simulator
     plan, out = Plan(found, seed, shard_rows, repeats), Path(out)
@@ -87,6 +90,10 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
         require_picklable(plan, f"simulator {found.name!r}")
     folder = out.with_name(out.name + ".shards")
     kept = _prepare(out, folder, plan, n, overwrite)
+    if progress and n < shard_rows:
+        tqdm.write(
+            f"{shard_rows} rows are simulated, of which {n} are kept: shard_rows={n} makes no others.", sys.stderr
+        )
     numbers = range(kept // shard_rows, -(-n // shard_rows))
     missing = _missing(plan, folder, numbers)
     with _engine(executor, workers, timeout, len(missing)) as engine:
@@ -155,8 +162,8 @@ def _prepare(out: Path, folder: Path, plan: Plan, n: int, overwrite: bool) -> in
 
 
 def _kept(out: Path, folder: Path, plan: Plan, n: int) -> int:
+    _require_same(out, plan.header().attributes(), layout.read(out)[0].attributes())
     done = Simulations.open(out, prior=plan.simulator.prior)
-    _require_same(out, plan.header().attributes(), done.header.attributes())
     if len(done) >= n:
         if not any(int(p.stem) * plan.shard_rows >= len(done) for p in folder.glob("[0-9]*.h5")):
             shutil.rmtree(folder, ignore_errors=True)

@@ -139,14 +139,20 @@ def _sample(a: argparse.Namespace) -> None:
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
+    if a.corner and len(posterior.observations(x)[0]) != 1:
+        raise OptionError(
+            f"--corner shows one observation, and {a.observation} holds several: give one, or leave it out."
+        )
+    if a.effective is not None and a.refine is None:
+        raise OptionError("--effective is that of importance weights: it needs --refine.")
     if a.refine is not None:
         better = _refined(a, posterior)
         samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print, strict=a.strict)
     else:
         keep = a.log_prob or posterior.density == "exact"
         samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True, strict=a.strict)
-    figure = samples.corner() if a.corner else None
     samples.save(a.out, overwrite=a.overwrite)
+    figure = (samples.observation(0) if samples.array.ndim == 3 else samples).corner() if a.corner else None
     if samples.array.ndim == 2 and a.n:
         print(samples.summary().to_string(float_format=lambda v: f"{v:.4g}"))
     if figure is not None:
@@ -162,11 +168,11 @@ def _refined(a: argparse.Namespace, posterior: Any) -> Any:
     from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.simulator import find
 
+    asked = {} if a.effective is None else {"effective": a.effective}
     if not a.refine:
-        return load_refined(Path(a.model).parent, posterior=posterior, effective=a.effective, device=a.device)
-    if Path(a.refine).exists():
-        return posterior.refined(Likelihood.load(a.refine, device=a.device), effective=a.effective)
-    return posterior.refined(find(_here(a.refine)), effective=a.effective)
+        return load_refined(Path(a.model).parent, posterior=posterior, device=a.device, **asked)
+    known = Path(a.refine).exists()
+    return posterior.refined(Likelihood.load(a.refine, device=a.device) if known else find(_here(a.refine)), **asked)
 
 
 def _check_figure(path: Path, overwrite: bool) -> None:
@@ -186,6 +192,8 @@ def _calibrate(a: argparse.Namespace) -> int:
     from sbi_dgm.simulator import find
 
     refuse_existing(Path(a.out) / "report.json", a.overwrite)
+    if a.row is not None and a.at is None:
+        raise OptionError("--row is a row of the observation --at: name its file.")
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
     layout = posterior.record.get("data", {}).get("layout")
     report = calibrate(

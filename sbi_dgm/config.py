@@ -134,13 +134,19 @@ def _method(name: str, table: Mapping[str, Any]) -> Fitted | Refining:
 
 
 def of_use(words: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of `Posterior.using`: the words about the estimator.
+    """Keyword arguments of `Posterior.using`: the words about the estimator; those about data are for others.
 
     >>> of_use(["estimator.steps=50", "data.theta=parameters"])
     {'steps': 50}
 
     """
-    return {key: value for table, key, value in map(_word, words) if table == "estimator"}
+    told = [_word(word) for word in words]
+    for table, key, _ in told:
+        if table not in ("estimator", "data", "prior"):
+            raise OptionError(
+                f"{table}.{key} was decided by training: a posterior in use takes options of [estimator]."
+            )
+    return {key: value for table, key, value in told if table == "estimator"}
 
 
 def layout(path: str | Path | None, words: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:

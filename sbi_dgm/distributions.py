@@ -367,6 +367,8 @@ def restore(description: dict[str, Any]) -> Distribution:
         raise PriorError("a circular prior needs a periodic family, and none exists yet: use uniform on one period.")
     if name not in RESTORED:
         raise PriorError(unknown("prior", name, RESTORED))
+    if not isinstance(numbers, list | tuple):
+        raise PriorError(f"prior {name} with {numbers!r}: give a list of its numbers, such as {{'uniform': [0, 1]}}.")
     try:
         return RESTORED[name](*numbers)
     except TypeError as error:

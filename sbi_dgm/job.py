@@ -93,6 +93,9 @@ def train(job: Job) -> Posterior:
     if job.progress:
         tqdm.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
         tqdm.write(f"embedding: {embeddings.said(model.embedding)}", file=sys.stderr)
+        failed = len(data) - int(data.valid.sum())
+        if failed:
+            tqdm.write(f"rows: {failed} of {len(data)} are left out: failed, or x is not finite", file=sys.stderr)
     run = Run(untrained, ready.batches, ready.held_out, job.training, job.seed, folder)
     log = curves(run.at.step, folder) if job.tensorboard and folder is not None else None
     run.train(job.progress, limit=job.limit, log=log)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
+from sbi_dgm.data.agreement import require_drawn
 from sbi_dgm.data.observed import Observation, observed_arrays, stacked, widest
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.embeddings import base as embeddings
@@ -71,18 +72,13 @@ class Posterior:
 
     def require_prior(self, purpose: str) -> Prior:
         """The prior, for an inference that rests on it; `PriorError` where theta was not drawn from it."""
-        differs = self.record.get("agreement", {}).get("differs", [])
         if self.prior is None:
             raise PriorError(f"{purpose} needs the prior, and training had none: give one to the simulations.")
         if self.record.get("tilted"):
             raise PriorError(
                 f"{purpose} needs the prior, and rate=True made the cross section part of it: train without."
             )
-        if differs:
-            raise PriorError(
-                f"{purpose} needs theta drawn from its prior, and by {'; '.join(differs)} it was not: correct the "
-                "prior, or give the simulations proposal weights p(theta) / p~(theta)."
-            )
+        require_drawn(purpose, self.record.get("agreement", {}).get("differs", []))
         return self.prior
 
     @property

@@ -5,6 +5,7 @@ normal draws back, and ln p(theta) = ln N(z; 0, I) + ln |det dz/dtheta|.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -271,6 +272,15 @@ def restore(description: dict[str, Any], external: Prior | None = None) -> Prior
     if external.describe().get("fingerprint") != description["fingerprint"]:
         raise ExternalError("the prior passed is not the one of the file: they map the unit cube differently.")
     return external
+
+
+def same(description: Mapping[str, Any], prior: Prior) -> bool:
+    """Whether a prior is the one that `Prior.describe` told, whatever its labels and units."""
+
+    def bare(told: Mapping[str, Any]) -> dict[str, Any]:
+        return {**told, "parameters": [(p["name"], p["prior"]) for p in told["parameters"]]}
+
+    return json.dumps(bare(description)) == json.dumps(bare(prior.describe()))
 
 
 def known(table: Mapping[str, Any]) -> Prior:

@@ -11,6 +11,7 @@ from itertools import product
 from typing import NamedTuple
 
 from sbi_dgm import options
+from sbi_dgm.data.agreement import require_drawn
 from sbi_dgm.data.exchanged import Roles
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError, PriorError
@@ -81,9 +82,10 @@ def recommended(learn: str, data: Simulations, rows: int, parameters: Sequence[s
 
 
 def require_refinable(data: Simulations) -> None:
-    """`PriorError` without a prior, `DataError` where x is no vector of up to 100 numbers."""
+    """`PriorError` without a prior of which theta are draws, `DataError` where x is no vector of up to 100 numbers."""
     if data.prior is None:
         raise PriorError("refinement needs the prior, and these simulations have none: give them one.")
+    require_drawn("refinement", data.agreement().differs)
     size = sum(observable.size for observable in data.observables.values() if observable.kind != "set")
     if size > REFINABLE:
         raise DataError(

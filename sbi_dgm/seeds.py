@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sbi_dgm.errors import OptionError
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,7 +24,9 @@ def fresh(seed: int | None) -> int:
 
 
 def sequence(seed: int, *keys: int) -> np.random.SeedSequence:
-    """The seed sequence of the stream (seed, *keys)."""
+    """The seed sequence of the stream (seed, *keys), or `OptionError` for a negative seed."""
+    if seed < 0:
+        raise OptionError(f"seed = {seed}: give 0 or more.")
     return np.random.SeedSequence(seed, spawn_key=keys)
 
 

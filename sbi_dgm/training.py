@@ -1,6 +1,7 @@
 """From simulations to a posterior, a likelihood, or the one refined by the other: `fit`, the one door to training."""
 
 import math
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -130,6 +131,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     """
     if learn not in LEARN:
         raise OptionError(unknown("role", learn, LEARN))
+    _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training or Training())
     data.require_rows(parameters)
     if learn != "posterior":
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
@@ -215,6 +217,21 @@ LEARN: dict[str, Callable[[Job, int, int | None], Posterior | Likelihood | Refin
     "likelihood": _likelihood,
     "refined": _refined,
 }
+
+
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "data": ((Simulations,), "Simulations, such as Simulations.open(path) or Simulations.from_arrays(theta, x)"),
+    "estimator": ((str, Family), "a family's name, or its options, such as Flow(transforms=8)"),
+    "embedding": ((str, embeddings.Embedding, nn.Module), "an embedding's name, its options, or a module"),
+    "training": ((Training,), "Training(...)"),
+}
+
+
+def _require_kinds(**given: object) -> None:
+    for name, value in given.items():
+        kinds, wanted = KINDS[name]
+        if not isinstance(value, kinds):
+            raise OptionError(f"{name} is {reprlib.repr(value)}: give {wanted}.")
 
 
 def _refuse_for_likelihoods(**given: object) -> None:

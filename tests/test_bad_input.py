@@ -120,7 +120,12 @@ OBSERVATIONS = [
     (draw("cut.npz"), "cut.npz holds no array of numbers"),
     (draw("header.csv"), "header.csv holds no array of numbers"),
     (draw("x.npy", "-n", "-1"), "n = -1"),
-    (draw("stack.npy", "--corner", "new.png"), "draws for 4 observations"),
+    (draw("stack.npy", "--corner", "new.png"), "--corner shows one observation, and stack.npy holds several"),
+    (draw("x.npy", "--effective", "50"), "--effective is that of importance weights: it needs --refine"),
+    (draw("x.npy", "--set", "training.ema=0.5"), "training.ema was decided by training: .*options of .estimator."),
+    (draw("x.npy", "--seed", "-1"), "seed = -1: give 0 or more"),
+    (judge("supernovae.h5", "--row", "3"), "--row is a row of the observation --at: name its file"),
+    (judge("supernovae.h5", "--set", "split.test=0.5"), "split.test was decided by training"),
     (draw("x.npy", "--corner", "new.xyz"), "unknown figure format '.xyz'.*png"),
 ]
 
@@ -132,6 +137,8 @@ NAMES = [
     (make(n="many"), "argument -n: invalid int value: 'many'"),
     (make(n="0"), "n = 0: at least 1"),
     (make("--workers", "0"), "workers = 0: at least 1"),
+    (make("--seed", "-1"), "seed = -1: give 0 or more"),
+    (train("sims.h5", "--seed", "-1"), "seed = -1: give 0 or more"),
     (make("--worker", "2"), "unknown option of simulate '--worker': did you mean '--workers'"),
     (make(simulator="gausian_linear"), "unknown simulator 'gausian_linear': did you mean 'gaussian_linear'"),
     (["train", "sims.h5", "--outt", "new"], "unknown option of train '--outt': did you mean '--out'"),

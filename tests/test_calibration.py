@@ -171,6 +171,7 @@ def test_a_quantity_of_the_users_is_judged_like_a_parameter():
         ({"theta_1": both}, "test quantity 'theta_1': that is the name of a check already"),
         ({"worst of all bins": both}, "test quantity 'worst of all bins': that is the name of a check already"),
         ({"replication, component 1": both}, "that is the name of a check already; call it something else"),
+        ({"f": lambda t: t["zzz"]}, r"test quantity 'f' of a dict of theta_1, .* fails: KeyError"),
         ([both], "test quantities are functions of the parameters by name, such as {'S8': f}: this is a list"),
         ({"f": lambda t: t["theta_1"].mean()}, r"test quantity 'f': \(\) came back for parameters of shape \(60,\)"),
         ({"f": lambda t: np.where(t["theta_1"] > 0, 1, np.nan)}, r"test quantity 'f' is nan at theta_1 = -"),

@@ -1,6 +1,7 @@
 """The command line does the whole job, says what it made, and costs nothing to ask for help."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -143,6 +144,18 @@ def test_an_observation_gives_the_same_draws_from_any_format(job, tmp_path, suff
     np.testing.assert_array_equal(Samples.load(tmp_path / "s.h5").array, expected)
 
 
+def test_an_observation_is_hdf5_by_what_it_holds_whatever_its_name(job, tmp_path):
+    folder, _ = job
+    shutil.copy(folder / "fresh.h5", tmp_path / "fresh.nc")
+    model = folder / "run" / "posterior.safetensors"
+    for path in (folder / "fresh.h5", tmp_path / "fresh.nc"):
+        assert (
+            command("sample", model, path, "--row", 7, "-n", 30, "-o", tmp_path / f"{path.name}.out", "--seed", 1) == 0
+        )
+    draws = [Samples.load(tmp_path / f"fresh.{suffix}.out").array for suffix in ("h5", "nc")]
+    np.testing.assert_array_equal(*draws)
+
+
 def test_a_corner_plot_is_drawn_when_asked(job, tmp_path):
     folder, _ = job
     command("simulate", "gaussian_linear", "-n", 200, "-o", tmp_path / "s.h5")
@@ -153,6 +166,10 @@ def test_a_corner_plot_is_drawn_when_asked(job, tmp_path):
     assert command("sample", model, folder / "x.txt", *words) == 0
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert Samples.load(tmp_path / "draws.h5").names == ["theta_2", "theta_5"]
+    np.save(tmp_path / "one.npy", np.loadtxt(folder / "x.txt")[None])
+    assert command("sample", model, tmp_path / "one.npy", "--overwrite", *words[:-1], tmp_path / "d.png") == 0
+    assert Samples.load(tmp_path / "draws.h5").array.shape == (1, 400, 2)
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_inspect_tells_what_each_kind_of_file_holds(job, capsys):

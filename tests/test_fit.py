@@ -27,6 +27,32 @@ def test_some_of_the_parameters_can_be_inferred_in_any_order():
     assert posterior.prior == Prior([PRIOR.parameters[2], PRIOR.parameters[0]])
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"data": "sims.h5"}, "data is 'sims.h5': give Simulations, such as Simulations.open"),
+        ({"data": np.zeros((60, 2))}, r"data is array.*: give Simulations"),
+        ({"estimator": Flow}, r"estimator is <class .*Flow'>: give a family's name, or its options"),
+        ({"training": {"batch_size": 64}}, r"training is \{'batch_size': 64\}: give Training"),
+    ],
+)
+def test_what_fit_cannot_take_is_refused_with_what_it_takes(given, sentence):
+    with pytest.raises(OptionError, match=sentence):
+        sbi_dgm.fit(**({"data": simulations(), "progress": False} | given))
+
+
+def test_rows_that_are_left_out_are_counted(capsys):
+    data = simulations(80)
+    x = data.x(np.arange(80))["x"].copy()
+    x[:11, 0] = np.nan
+    spoilt = sbi_dgm.Simulations.from_arrays(data.theta, x, prior=PRIOR)
+    how = {"training": Training(max_rounds=1), "device": "cpu"}
+    sbi_dgm.fit(spoilt, Flow(transforms=1, hidden=8), **how)
+    assert "rows: 11 of 80 are left out: failed, or x is not finite" in capsys.readouterr().err
+    sbi_dgm.fit(data, Flow(transforms=1, hidden=8), **how)
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_the_right_columns_are_learned_where_parameters_are_chosen():
     """x = theta + noise: draws of each parameter follow its own entry of x."""
     how = Training(batch_size=64, round=20, max_rounds=10, learning_rate=5e-3)

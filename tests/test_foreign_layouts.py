@@ -184,6 +184,35 @@ def test_columns_of_a_table_beside_are_chosen_by_name_and_in_order(tmp_path):
         Simulations.open(made.path, theta="params.txt,params.txt/omega_m", x="maps")
 
 
+def test_theta_may_be_a_vector_of_a_compound_table(tmp_path):
+    rng, table = np.random.default_rng(0), np.zeros(60, [("theta", "f8", (2,)), ("flux", "f4", (4,))])
+    table["theta"], table["flux"] = rng.normal(size=(60, 2)), rng.normal(size=(60, 4))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["sims"] = table
+    data = Simulations.open(tmp_path / "a.h5", theta="sims/theta", x="sims/flux")
+    np.testing.assert_array_equal(data.theta, table["theta"])
+    np.testing.assert_array_equal(data.x(np.arange(60))["flux"], table["flux"])
+
+
+@pytest.mark.parametrize("key", ["names", "param_names", "theta_names", "parameters"])
+@pytest.mark.parametrize("owner", ["theta", "/"])
+def test_names_are_found_in_the_attributes_that_people_use(tmp_path, key, owner):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["theta"], file["x"] = np.random.default_rng(0).normal(size=(60, 2)), np.zeros((60, 3))
+        file[owner].attrs[key] = ["omega_m", "h"]
+    assert Simulations.open(tmp_path / "a.h5", theta="theta", x="x").names == ["omega_m", "h"]
+
+
+def test_a_place_that_is_given_twice_adds_to_the_first(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name in "abxy":
+            file[name] = np.random.default_rng(ord(name)).normal(size=60)
+    words = ["--theta", "a", "--x", "x", "--theta", "b", "--x", "y", "--set", "training.max_rounds=1"]
+    assert command("train", tmp_path / "a.h5", "-o", tmp_path / "run", *words) == 0
+    model = load(tmp_path / "run" / "posterior.safetensors")
+    assert (model.names, list(model.model.observables)) == (["a", "b"], ["x", "y"])
+
+
 @pytest.mark.parametrize(
     ("x", "names"),
     [

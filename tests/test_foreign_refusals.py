@@ -37,6 +37,17 @@ BAD = {
         {"theta": "t.omega_m"},
         "unknown dataset 't.omega_m': did you mean 't/omega_m'.*Known: t, t/h, t/omega_m, theta, x",
     ),
+    "theta_in_a_table": (
+        {"t": table_of(a="f8", b="f8", flux="f8")},
+        {"theta": "t/a,t/b", "x": "t"},
+        r"'t/a' is theta and among x: name what else x is \(--x t/flux\)",
+    ),
+    "theta_in_a_group": (
+        {"g/a": np.arange(60.0), "g/b": np.arange(60.0)},
+        {"theta": "g/a", "x": "g"},
+        r"'g/a' is theta and among x: .*--x g/b",
+    ),
+    "theta_is_x": ({}, {"x": "again=theta"}, r"'theta' is theta and among x: .*--x \.\.\."),
     "text_x": ({"x": np.full(60, "a", "S3")}, {}, r"'x' holds \|S3 \(60,\): rows of real numbers"),
     "text_field": ({"t": table_of(a="S4")}, {"x": "t/a"}, r"'t/a' holds \|S4 \(60,\): rows of real numbers"),
     "text_theta": ({"theta": np.full((60, 2), "a", "S3")}, {}, "'theta' holds .S3"),

@@ -10,7 +10,7 @@ from scipy import stats
 from sbi_dgm.distributions import LogNormal, Normal, Uniform
 from sbi_dgm.errors import ExternalError, PriorError
 from sbi_dgm.parameters import Observable, Parameter
-from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform, restore
+from sbi_dgm.priors import BoundedPrior, MultivariateNormal, Prior, PriorTransform, restore, tabulated
 
 MEAN = np.array([1.0, -2.0, 0.5])
 LOW, HIGH = 0.2, 3.0
@@ -225,6 +225,11 @@ def test_an_external_prior_is_asked_for_and_recognised():
 def test_a_prior_of_a_kind_yet_unknown_is_refused():
     with pytest.raises(PriorError, match="'copula' is unknown to this version"):
         restore({"kind": "copula", "parameters": []} | {"parameters": [Parameter("a").describe()]})
+
+
+def test_a_table_of_numbers_by_name_is_no_list_of_them():
+    with pytest.raises(PriorError, match=r"prior of 'h': prior uniform with \{'low': 0, 'high': 1\}: give a list"):
+        tabulated({"h": {"uniform": {"low": 0, "high": 1}}})
 
 
 @pytest.mark.parametrize("names", [["a", "a"], []])

@@ -174,6 +174,9 @@ def test_what_cannot_be_refined_is_refused_before_training(x, sentence, tmp_path
 def test_one_without_its_prior_and_some_parameters_alone_are_refused():
     with pytest.raises(PriorError, match="refinement needs the prior"):
         sbi_dgm.fit(simulations(prior=None), learn="refined", progress=False)
+    wide = Prior([Parameter(p.name, Uniform(-30, 30)) for p in PRIOR.parameters])
+    with pytest.raises(PriorError, match="refinement needs theta drawn from its prior, and by a; "):
+        sbi_dgm.fit(simulations(prior=wide), learn="refined", progress=False)
     with pytest.raises(OptionError, match="parameters belongs to posteriors"):
         fit(learn="refined", parameters=["a"])
 

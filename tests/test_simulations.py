@@ -295,6 +295,20 @@ def test_more_parameters_than_rows_look_transposed():
         Simulations.from_arrays(theta, x).require_rows()
 
 
+def test_another_prior_than_the_files_own_is_refused(stored):
+    """Labels and units make no other prior."""
+    told = [Parameter(p.name, p.prior, label="q", unit="m") for p in stored.prior.parameters]
+    assert Simulations.open(stored.path, prior=Prior(told)).prior == stored.prior
+    wider = [Parameter(p.name, Normal(0, 9)) for p in stored.prior.parameters]
+    with pytest.raises(PriorError, match="has a prior of its own, and another is given"):
+        Simulations.open(stored.path, prior=Prior(wider))
+
+
+def test_an_observable_without_numbers_is_refused():
+    with pytest.raises(DataError, match=r"observable 'x' has shape \(0,\): there is no number in it"):
+        Simulations.from_arrays(np.random.default_rng(0).normal(size=(60, 1)), np.zeros((60, 0))).require_rows()
+
+
 @pytest.mark.parametrize("judge", [lambda data: data.require_rows(), lambda data: sbi_dgm.fit(data, progress=False)])
 def test_fewer_than_fifty_valid_rows_are_too_few(judge):
     theta, x = draws(60)

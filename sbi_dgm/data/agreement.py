@@ -7,7 +7,7 @@ ones by the two-sample test: a simulator that fails in a corner cuts that corner
 count once: the maps of one universe are one draw of its parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy
 
+from sbi_dgm.errors import PriorError
 from sbi_dgm.priors import BoundedPrior, Prior
 from sbi_dgm.univariate import Array
 
@@ -53,6 +54,15 @@ class Agreement:
             "p_values": dict(self.theta),
             "failures": dict(self.failures),
         }
+
+
+def require_drawn(purpose: str, differs: Sequence[str]) -> None:
+    """`PriorError` for what rests on a prior from which some parameters were not drawn."""
+    if differs:
+        raise PriorError(
+            f"{purpose} needs theta drawn from its prior, and by {'; '.join(differs)} it was not: correct the prior, "
+            "or give the simulations proposal weights p(theta) / p~(theta)."
+        )
 
 
 def _low(p_values: Mapping[str, float]) -> list[str]:

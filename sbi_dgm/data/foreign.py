@@ -6,7 +6,7 @@ becomes its group. A row of x with a number that is not finite counts as failed.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from sbi_dgm import priors
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.columns import Column, Finite, Handle, Padded, Repeated, chunk_rows, joined
 from sbi_dgm.data.format import Header, cast
-from sbi_dgm.data.places import Seen, is_place, merged, observables, padded, stored, table, vector
+from sbi_dgm.data.places import Seen, is_place, leaves, merged, observables, padded, stored, table, vector
 from sbi_dgm.data.tables import SUFFIXES, Table, beside
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError
 from sbi_dgm.files import matching
@@ -159,11 +159,14 @@ class Part(NamedTuple):
 
 
 def _part(handle: Handle, layout: Layout, *, bare: bool = False) -> Part:
-    seen = merged(handle, (observables(handle, *_title_and_place(handle, *pair)) for pair in layout.x.items()))
+    pairs = [_title_and_place(handle, *pair) for pair in layout.x.items()]
+    seen = merged(handle, (observables(handle, *pair) for pair in pairs))
     _require_pairs(handle, seen)
     if bare:
         return Part(handle, None, seen, {})
     theta = None if _outside(layout) else table(handle, layout.theta)
+    if theta is not None:
+        _require_apart(handle, layout.theta, [place for _, place in pairs])
     part = Part(handle, theta, seen, _extra(handle, layout))
     if theta is not None:
         universes = theta.column.shape[0]
@@ -171,6 +174,14 @@ def _part(handle: Handle, layout: Layout, *, bare: bool = False) -> Part:
         extra = {name: _each(handle.path, name, values, universes, times) for name, values in part.extra.items()}
         return part._replace(extra=extra)
     return part
+
+
+def _require_apart(handle: Handle, *places: Iterable[str]) -> None:
+    """`DataError` where a parameter stands among the observables, from which it would be read off."""
+    theta, x = (set().union(*(leaves(handle, place) for place in of)) for of in places)
+    if theta & x:
+        rest = ",".join(sorted(x - theta)) or "..."
+        raise DataError(f"{handle.path}: {min(theta & x)!r} is theta and among x: name what else x is (--x {rest}).")
 
 
 def _outside(layout: Layout) -> tuple[str, list[str]] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,8 +19,8 @@ from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
 from sbi_dgm.univariate import Array
 
-Observation = ArrayLike | Mapping[str, ArrayLike | None]
 HDF5 = (".h5", ".hdf5", ".hdf")
+Observation = ArrayLike | Mapping[str, ArrayLike | None]
 
 
 def read_observation(
@@ -38,7 +39,7 @@ def read_observation(
 
     """
     path = require_file(path)
-    if path.suffix in HDF5:
+    if path.suffix in HDF5 or h5py.is_hdf5(path):
         return _from_simulations(path, row, layout)
     if row is not None:
         raise ObservationError(f"--row chooses a row of a simulation file; {path} is none.")

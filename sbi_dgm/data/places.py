@@ -17,7 +17,16 @@ from sbi_dgm.data.tables import Table
 from sbi_dgm.errors import DataError, unknown
 from sbi_dgm.parameters import Observable
 
-NAMES = ("names", "columns", "parameter_names", "labels")  # attributes and neighbours that may name a table's columns
+NAMES = (
+    "names",
+    "columns",
+    "parameter_names",
+    "param_names",
+    "theta_names",
+    "parameters",
+    "params",
+    "labels",
+)  # attributes and neighbours that may name a table's columns
 INDEX = "index"  # field that pandas puts in front of a table
 
 
@@ -97,12 +106,22 @@ def _table(handle: Handle, place: str, role: str) -> Table:
         _require_no_text(handle, place, role, {name: item.dtype[name] for name in fields})
         column = Beside([_real(handle, place, name) for name in fields])
         return Table(fields if len(fields) == column.shape[1] else (), column)
-    column = _real(handle, place if field is None else place.rpartition("/")[0], field)
+    home = place if field is None else place.rpartition("/")[0]
+    column = _real(handle, home, field)
     if len(column.shape) == 1:
         return Table((place.rpartition("/")[2],), Beside([column]))
     if len(column.shape) != 2:
         raise DataError(f"{handle.path}: {place!r} has shape {column.shape}: {role} needs rows of numbers, (N, D).")
-    return Table(_names(handle, place, column.shape[1], role), column)
+    return Table(_names(handle, home, column.shape[1], role) if field is None else (), column)
+
+
+def leaves(handle: Handle, place: str) -> set[str]:
+    """All datasets and fields that a place means, each by its own place."""
+    place = place.strip("/")
+    item, field = _find(handle, place)
+    if isinstance(item, h5py.Group):
+        return set().union(*(leaves(handle, f"{place}/{name}") for name in item if item.get(name) is not None))
+    return {place} if field or not item.dtype.names else {f"{place}/{name}" for name in _fields(item.dtype)}
 
 
 def observables(handle: Handle, name: str, place: str) -> dict[str, Seen]:
@@ -259,7 +278,7 @@ def _names(handle: Handle, place: str, number: int, role: str) -> tuple[str, ...
     """Names of the columns of a table, from its attributes or a dataset of names beside it."""
     parent = place.rpartition("/")[0]
     file: Any = handle.open()
-    kinds = ("parameters", "params", "theta") if role == "theta" else ("observables", "features", "x")
+    kinds = ("parameters", "params", "param", "theta") if role == "theta" else ("observables", "features", "x")
     owners = [file[place], file[parent] if parent else file]
     beside = [f"{place}_names", f"{parent}/names", *(f"{kind}{gap}names" for kind in kinds for gap in "/_")]
     candidates = [owner.attrs[key] for owner in owners for key in NAMES if key in owner.attrs]

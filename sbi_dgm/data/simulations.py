@@ -21,10 +21,10 @@ from sbi_dgm.data.format import DTYPES, Header, cast
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
 from sbi_dgm.data.tables import Table
 from sbi_dgm.distributions import Normal
-from sbi_dgm.errors import DataError, FileError, OptionError, unknown
+from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, unknown
 from sbi_dgm.files import matching, refuse_existing
 from sbi_dgm.parameters import Observable, Parameter
-from sbi_dgm.priors import Prior, known
+from sbi_dgm.priors import Prior, known, same
 from sbi_dgm.univariate import Array
 
 MIN_ROWS = 50
@@ -296,9 +296,12 @@ class Simulations:
         if count < MIN_ROWS:
             turned = f" theta has {len(self.names)} columns: is it transposed?" if len(self.names) > len(self) else ""
             raise DataError(f"{count} of {len(self)} rows are valid: at least {MIN_ROWS} are needed.{turned}")
+        for title, observable in self.observables.items():
+            if observable.size == 0:
+                raise DataError(f"observable {title!r} has shape {observable.shape}: there is no number in it.")
         constant = np.ptp(self.checked().theta[self.valid], axis=0) == 0
-        for name, same in zip(self.names, constant, strict=True):
-            if same and (names is None or name in names):
+        for name, fixed in zip(self.names, constant, strict=True):
+            if fixed and (names is None or name in names):
                 raise DataError(
                     f"parameter {name!r} is the same in all rows: leave it out of theta "
                     "(of a posterior also by parameters=[...])."
@@ -319,6 +322,11 @@ def _native(pattern: str | Path, prior: Prior | None) -> tuple[Header, dict[str,
         named = foreign.named(Table(tuple(header.names), table["theta"]), prior)
         header = replace(header, parameters=prior.parameters, prior=prior.describe())
         table["theta"] = named.column
+    elif header.prior is not None and prior is not None and not same(header.prior, prior):
+        raise PriorError(
+            f"{files[0]} has a prior of its own, and another is given: leave it out; to infer under another prior, "
+            "write a file with proposal weights p(theta) / p~(theta)."
+        )
     return header, table, header.restore_prior(prior)
 
 

@@ -14,6 +14,7 @@ from sbi_dgm.diagnostics import tarp
 from sbi_dgm.diagnostics.calibration import Uniformity, ranks, uniformity
 from sbi_dgm.diagnostics.evidence import Evidence
 from sbi_dgm.errors import OptionError
+from sbi_dgm.simulator import reason
 from sbi_dgm.univariate import Array
 
 Quantity = Callable[[Mapping[str, Array]], Any]
@@ -79,7 +80,10 @@ def _ranked(truth: Array, draws: Array, words: Words, rng: np.random.Generator) 
 def _values(name: str, function: Quantity, theta: Mapping[str, Array]) -> Array:
     """A quantity of parameters by name, each of the same shape, which is also that of what comes out."""
     shape = next(iter(theta.values())).shape
-    found = np.asarray(function(theta), np.float64)
+    try:
+        found = np.asarray(function(theta), np.float64)
+    except Exception as error:
+        raise OptionError(f"test quantity {name!r} of a dict of {', '.join(theta)} fails: {reason(error)}.") from error
     if found.shape != shape:
         raise OptionError(f"test quantity {name!r}: {found.shape} came back for parameters of shape {shape}.")
     if not np.isfinite(found).all():
