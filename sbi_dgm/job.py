@@ -158,6 +158,7 @@ def _config(job: Job, model: Model, reading: Reading) -> dict[str, Any]:
             "layout": _layout(data),
             "rows": len(data),
             "fingerprint": data.fingerprint(),
+            "glimpse": data.glimpse(),
         },
         "parameters": list(model.reference.names),
         "estimator": model.estimator,
@@ -208,7 +209,7 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key != "data" and found.get(key) != value:
             raise TrainingError(f"{folder} was started with {key} = {found.get(key)}, not {value}: resume as it was.")
-    if found["data"]["fingerprint"] != config["data"]["fingerprint"]:
+    if any(found["data"].get(key, config["data"][key]) != config["data"][key] for key in ("fingerprint", "glimpse")):
         raise TrainingError(f"{folder} was started on other simulations ({found['data']['path']}): resume with those.")
 
 

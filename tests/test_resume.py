@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_toys import BRIEF, check_same, curve, fit, simulations
@@ -137,6 +138,18 @@ def test_a_checkpoint_of_other_simulations_is_refused(monkeypatch, tmp_path):
     interrupt(monkeypatch, tmp_path / "run", 1)
     with pytest.raises(TrainingError, match="other simulations"):
         fit(simulations(seed=2), out=tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_other_observables_of_the_same_parameters_is_refused(monkeypatch, tmp_path):
+    """As of a simulator that was repaired; the same x in another precision go on."""
+    interrupt(monkeypatch, tmp_path / "run", 1)
+    data = simulations()
+    x = data.x(np.arange(len(data)))["x"]
+    other = sbi_dgm.Simulations.from_arrays(data.theta, {"x": -x}, prior=data.prior)
+    with pytest.raises(TrainingError, match="other simulations"):
+        fit(other, out=tmp_path / "run", resume=True)
+    assert sbi_dgm.Simulations.from_arrays(data.theta, {"x": x.astype(np.float64)}).glimpse() == data.glimpse()
+    assert other.glimpse() != data.glimpse()
 
 
 def test_a_broken_checkpoint_is_refused_in_a_sentence(monkeypatch, tmp_path):
