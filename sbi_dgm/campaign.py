@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import contextmanager
 from glob import escape
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     _check(n, workers, shard_rows, executor, timeout)
     sequence(seed)
     _check_repeats(n, shard_rows, repeats)
-    found = simulators.find(simulator) if isinstance(simulator, str) else simulator
+    found = simulators.find(simulator) if isinstance(simulator, str) else simulators.require(simulator)
     plan, out = Plan(found, seed, shard_rows, repeats), Path(out)
     if executor is None and workers > 1:
         require_picklable(plan, f"simulator {found.name!r}")
@@ -114,8 +115,8 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
 
 def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, timeout: float | None) -> None:
     for name, value in (("n", n), ("workers", workers), ("shard_rows", shard_rows)):
-        if value < 1:
-            raise OptionError(f"{name} = {value}: at least 1 is needed.")
+        if not isinstance(value, Integral) or value < 1:
+            raise OptionError(f"{name} = {value}: a whole number, at least 1, is needed.")
     if timeout is not None and (executor is not None or workers < 2):
         raise OptionError(
             "timeout holds for our own pool alone: pass workers=2 or more (--workers 2), and no executor."

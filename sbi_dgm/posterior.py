@@ -8,6 +8,7 @@ Draws of z are mapped back by the coordinates, so that none can leave the prior'
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,8 @@ class Posterior:
         self, n: int, context: Tensor, seed: int | None, log_prob: bool, progress: bool = False
     ) -> tuple[Array, Array]:
         """Draws (B, n, D) and their ln q (B, n), which is empty numbers where it is not asked for."""
-        if n < 0:
-            raise OptionError(f"n = {n}: ask for 0 draws or more.")
+        if not isinstance(n, Integral) or n < 0:
+            raise OptionError(f"n = {n}: ask for a whole number of draws, 0 or more.")
         generator = torch_generator(fresh(seed), device=self.device)
         theta = np.empty((len(context), n, len(self.names)))
         log_q = np.empty((len(context), n))

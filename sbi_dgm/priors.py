@@ -21,6 +21,8 @@ from sbi_dgm.parameters import Parameter
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.univariate import Array, standard_normal_log_prob
 
+DRAWS = 14  # stream of random numbers: that of numpy.random.default_rng(seed) is left to noise of the user's
+
 
 class Prior:
     """Independent parameters, each with a prior of its own.
@@ -61,7 +63,7 @@ class Prior:
 
     def sample(self, n: int, seed: int | None = None) -> Array:
         """n draws (n, D)."""
-        return self.draw(n, numpy_generator(fresh(seed)))
+        return self.draw(n, numpy_generator(fresh(seed), DRAWS))
 
     def log_prob(self, theta: ArrayLike) -> Array:
         """ln p(theta): (..., D) -> (...); -inf outside the support."""
@@ -184,7 +186,7 @@ class PriorTransform(Prior):
             raise PriorError(f"to_cube is not the inverse of from_cube: z -> theta -> z is off by {error:.1e}.")
 
     def marginal(self, names: Sequence[str]) -> Prior | None:
-        return self if tuple(names) == self.names else None
+        return _whole(self, names)
 
     def describe(self) -> dict[str, Any]:
         names = [p.describe() for p in self.parameters]
@@ -234,11 +236,12 @@ class BoundedPrior(Prior):
         return np.where(within, self.density.log_prob(np.where(within[..., None], theta, centre)), -np.inf)
 
     def marginal(self, names: Sequence[str]) -> Prior | None:
-        return self if tuple(names) == self.names else None
+        return _whole(self, names)
 
     def describe(self) -> dict[str, Any]:
-        names = [p.describe() for p in self.parameters]
-        return {"kind": "external", "parameters": names, "fingerprint": fingerprint(self.coordinates, len(self))}
+        names, probe = [p.describe() for p in self.parameters], self.coordinates.inverse(_probe(len(self)))
+        told = fingerprint(self.coordinates, len(self), *np.ravel(self.density.log_prob(probe)))
+        return {"kind": "external", "parameters": names, "fingerprint": told}
 
 
 def _probe(dimension: int) -> Array:
@@ -246,9 +249,16 @@ def _probe(dimension: int) -> Array:
     return scipy.special.ndtri(0.02 + 0.96 * levels)
 
 
-def fingerprint(coordinates: Coordinates, dimension: int) -> str:
-    """A short hash of where the coordinates take sixteen fixed points, to nine digits."""
-    values = [f"{value:.9g}" for value in coordinates.inverse(_probe(dimension)).ravel()]
+def _whole(prior: Prior, names: Sequence[str]) -> Prior | None:
+    """The prior itself for all of its parameters, None for some of them; of a function the order is fixed."""
+    if tuple(names) != prior.names and set(names) == set(prior.names):
+        raise PriorError(f"a prior that is a function keeps the order of its parameters: {', '.join(prior.names)}.")
+    return prior if tuple(names) == prior.names else None
+
+
+def fingerprint(coordinates: Coordinates, dimension: int, *more: float) -> str:
+    """A short hash of where the coordinates take sixteen fixed points, and of more numbers, to nine digits."""
+    values = [f"{value:.9g}" for value in (*coordinates.inverse(_probe(dimension)).ravel(), *more)]
     return hashlib.sha256(" ".join(values).encode()).hexdigest()[:16]
 
 

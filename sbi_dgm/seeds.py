@@ -8,6 +8,7 @@ row can be drawn again without replaying what came before it.
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 def fresh(seed: int | None) -> int:
     """Return `seed`, or one from the operating system's entropy where it is None."""
-    return secrets.randbits(63) if seed is None else int(seed)
+    return secrets.randbits(63) if seed is None else seed
 
 
 def sequence(seed: int, *keys: int) -> np.random.SeedSequence:
-    """The seed sequence of the stream (seed, *keys), or `OptionError` for a negative seed."""
-    if seed < 0:
-        raise OptionError(f"seed = {seed}: give 0 or more.")
+    """The seed sequence of the stream (seed, *keys), or `OptionError` for what is no seed."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise OptionError(f"seed = {seed}: give a whole number, 0 or more.")
     return np.random.SeedSequence(seed, spawn_key=keys)
 
 

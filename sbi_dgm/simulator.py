@@ -175,10 +175,16 @@ def _imported(place: str) -> Simulator:
     from sbi_dgm.options import imported
 
     thing = imported(place)
-    found = thing() if isinstance(thing, type) else thing
-    if not isinstance(found, Simulator):
-        raise OptionError(f"{place!r} is no simulator: it needs name, prior, observables and __call__(theta, rng).")
-    return found
+    return require(thing() if isinstance(thing, type) else thing, repr(place))
+
+
+def require(thing: Any, name: str = "") -> Simulator:
+    """The thing, or `OptionError` where it is no simulator."""
+    if isinstance(thing, type) or not isinstance(thing, Simulator):
+        raise OptionError(
+            f"{name or repr(thing)} is no simulator: it needs name, prior, observables and __call__(theta, rng)."
+        )
+    return thing
 
 
 def unbatched(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, overload
 
 from torch import nn
@@ -131,7 +132,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     """
     if learn not in LEARN:
         raise OptionError(unknown("role", learn, LEARN))
-    _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training or Training())
+    _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training, split=split, reading=reading)
     data.require_rows(parameters)
     if learn != "posterior":
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
@@ -223,7 +224,9 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "data": ((Simulations,), "Simulations, such as Simulations.open(path) or Simulations.from_arrays(theta, x)"),
     "estimator": ((str, Family), "a family's name, or its options, such as Flow(transforms=8)"),
     "embedding": ((str, embeddings.Embedding, nn.Module), "an embedding's name, its options, or a module"),
-    "training": ((Training,), "Training(...)"),
+    "training": ((Training, NoneType), "Training(...)"),
+    "split": ((SplitRule, NoneType), "SplitRule(...)"),
+    "reading": ((Reading, NoneType), "Reading(...)"),
 }
 
 

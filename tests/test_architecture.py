@@ -20,9 +20,9 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " priors importance pareto simulator command"
     ),
     (
-        "data.columns data.tables data.places data.sink data.sums data.frame data.format data.splits data.foreign"
-        " data.agreement data.simulations data.scaling data.exchanged data.batches data.source data.reading"
-        " data.vectors data.streaming data.guess data.observed shards executors campaign score"
+        "data.columns data.tables data.places data.sink data.sums data.frame data.format data.given data.splits"
+        " data.foreign data.agreement data.simulations data.scaling data.exchanged data.batches data.source"
+        " data.reading data.vectors data.streaming data.guess data.observed shards executors campaign score"
     ),
     (
         "embeddings.absent embeddings.base embeddings.vectors embeddings.stored embeddings.compression embeddings.moped"

@@ -124,6 +124,6 @@ def test_a_file_of_something_else_is_not_touched(tmp_path):
 @pytest.mark.parametrize("name", ["n", "workers", "shard_rows"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_numbers_below_one_are_refused(tmp_path, name, value):
-    with pytest.raises(OptionError, match=f"{name} = {value}: at least 1"):
+    with pytest.raises(OptionError, match=f"{name} = {value}: a whole number, at least 1"):
         run(tmp_path / "a.h5", **{name: value})
     assert list(tmp_path.iterdir()) == []

@@ -313,7 +313,7 @@ def test_the_module_is_the_command(tmp_path):
     words = [sys.executable, "-m", "sbi_dgm", "simulate", "two_moons", "-n", "0", "-o", "a.h5"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "sbi-dgm: n = 0: at least 1 is needed.\n"
+    assert done.stderr == "sbi-dgm: n = 0: a whole number, at least 1, is needed.\n"
     assert list(tmp_path.iterdir()) == []
 
 

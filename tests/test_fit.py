@@ -41,6 +41,27 @@ def test_what_fit_cannot_take_is_refused_with_what_it_takes(given, sentence):
         sbi_dgm.fit(**({"data": simulations(), "progress": False} | given))
 
 
+@pytest.mark.parametrize("kind", [">f8", ">f4", ">i4", "i8"])
+def test_arrays_of_another_byte_order_are_like_any_other(kind):
+    """As FITS readers give them."""
+    data = simulations(80)
+    x = np.round(100 * data.x(np.arange(80))["x"])
+    made = [sbi_dgm.Simulations.from_arrays(data.theta, x.astype(dtype), prior=PRIOR) for dtype in (kind, kind[-2:])]
+    how = {"training": Training(max_rounds=1), "device": "cpu", "progress": False}
+    one, other = (sbi_dgm.fit(each, Flow(transforms=1, hidden=8), **how) for each in made)
+    seen = x[:2].astype(kind)
+    np.testing.assert_array_equal(one.sample(5, seen, seed=0).array, other.sample(5, seen, seed=0).array)
+
+
+def test_some_parameters_of_a_prior_without_closed_form_are_warned_of():
+    prior = sbi_dgm.PriorTransform(["a", "b"], lambda u: u, lambda theta: theta)
+    theta = prior.sample(80, 0)
+    data = sbi_dgm.Simulations.from_arrays(theta, theta + 1, prior=prior)
+    how = {"training": Training(max_rounds=1), "device": "cpu", "progress": False}
+    with pytest.warns(UserWarning, match="the prior of a alone is not known: draws may leave it"):
+        sbi_dgm.fit(data, Flow(transforms=1, hidden=8), parameters=["a"], **how)
+
+
 def test_rows_that_are_left_out_are_counted(capsys):
     data = simulations(80)
     x = data.x(np.arange(80))["x"].copy()

@@ -227,6 +227,41 @@ def test_a_prior_of_a_kind_yet_unknown_is_refused():
         restore({"kind": "copula", "parameters": []} | {"parameters": [Parameter("a").describe()]})
 
 
+@pytest.mark.parametrize("prior", [independent(), normal(), flat()], ids=["independent", "normal", "triangle"])
+def test_draws_do_not_share_the_stream_of_a_users_noise(prior):
+    """With the same seed, theta and noise would be functions of each other."""
+    z = prior.standardise(prior.sample(5000, seed=3))
+    noise = np.random.default_rng(3).normal(size=z.shape)
+    assert all(abs(np.corrcoef(a, b)[0, 1]) < 5 / 5000**0.5 for a, b in zip(z.T, noise.T, strict=True))
+    twin = prior.standardise(prior.draw(5000, np.random.default_rng(3)))
+    assert np.corrcoef(twin[:, 0], noise[:, 0])[0, 1] > 0.9
+
+
+def test_a_prior_that_is_a_function_keeps_its_order():
+    with pytest.raises(PriorError, match="keeps the order of its parameters: a, b"):
+        flat().marginal(["b", "a"])
+    assert flat().marginal(["a"]) is None
+    assert flat().marginal(["a", "b"]) is not None
+
+
+def test_a_bounded_prior_is_told_from_another_of_the_same_bounds():
+    class Power:
+        def __init__(self, power):
+            self.power = power
+
+        def sample(self, n, rng):
+            return rng.random((n, 1)) ** (1 / (1 + self.power))
+
+        def log_prob(self, theta):
+            return np.log1p(self.power) + self.power * np.log(theta[..., 0])
+
+    one, other = (BoundedPrior(["a"], Power(power), [0], [1]) for power in (1, 3))
+    assert one == BoundedPrior(["a"], Power(1), [0], [1])
+    assert one != other
+    with pytest.raises(ExternalError, match="not the one of the file"):
+        restore(one.describe(), other)
+
+
 def test_a_table_of_numbers_by_name_is_no_list_of_them():
     with pytest.raises(PriorError, match=r"prior of 'h': prior uniform with \{'low': 0, 'high': 1\}: give a list"):
         tabulated({"h": {"uniform": {"low": 0, "high": 1}}})

@@ -55,6 +55,16 @@ def same(one, two, rtol=1e-12):
     return all(torch.allclose(a.double(), b.double(), rtol=rtol, atol=0) for a, b in pairs)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])
+def test_large_integers_keep_their_last_digits(dtype):
+    """Seconds since 1970, of which float32 knows every 128th."""
+    x = (1_700_000_000 + np.arange(100)).astype(dtype)
+    statistics = Statistics("x", Observable(()), 100)
+    statistics.add(np.arange(100), x)
+    scaled = statistics.scaler(np.dtype(dtype))(torch.as_tensor(x.astype(np.int64)))
+    np.testing.assert_allclose(np.diff(scaled), 1 / x.std(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
 def test_every_kth_row_is_sampled_whatever_the_blocks(monkeypatch, shape):
     """The quantiles of heavy tails come from rows 0, k, 2k, ... in whatever pieces they arrive."""

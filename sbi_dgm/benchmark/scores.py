@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sbi_dgm.benchmark.tasks import Observed, stream
+from sbi_dgm.data.columns import usable_rows
 from sbi_dgm.diagnostics import calibration, distances
 from sbi_dgm.diagnostics.c2st import c2st, c2st_forest
 from sbi_dgm.diagnostics.c2st_batched import c2st_batched
@@ -129,7 +130,7 @@ def at_truths(task: Any, posterior: Any, rows: int, seed: int) -> dict[str, floa
     rng = stream(TRUTHS, seed=seed)
     theta = task.prior.draw(rows, rng)
     x = fitted(task.observables, task(theta, rng), rows)
-    valid = np.all([np.isfinite(values).reshape(rows, -1).all(1) for values in x.values()], axis=0)
+    valid = np.all([usable_rows(values, task.observables[name].optional) for name, values in x.items()], axis=0)
     theta, x = theta[valid], {name: values[valid] for name, values in x.items()}
     draws = posterior.sample(RANKED, x, seed=seed).array
     ranks = calibration.ranks(theta, draws, rng)

@@ -205,7 +205,7 @@ def exchanged(data: Simulations, parts: Split, seed: int) -> Exchanged:
     found = Exchanged.from_arrays(
         v,
         {GIVEN: roles.given(data.theta[rows])},
-        names=[f"x.{name}" if name in RESERVED else name.replace("/", ".") for name in roles.entries],
+        names=[f"x.{name}" if name in RESERVED else name for name in roles.entries],
         split=label[rows],
         event_weight=None if event is None else event[rows],
     )

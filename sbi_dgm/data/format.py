@@ -54,6 +54,11 @@ class Header:
     prior: Mapping[str, Any] | None = None
     simulator: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in self.observables:
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                raise DataError(f"observable {name!r} has no usable name: give one without '/', as files need it.")
+
     @property
     def names(self) -> list[str]:
         """Names of the parameters, in the order of theta's columns."""

@@ -66,7 +66,7 @@ class Standardise(nn.Module):
         self.straight = not bool(self.curved.any())
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        x = x if x.dtype in (torch.float32, torch.float64) else x.to(self.mean.dtype)
         if not self.straight:
             x = torch.where(self.curved, torch.asinh((x - self.centre) / self.width), x)
         return bent(((x - self.mean) / self.sd).float())
@@ -176,7 +176,7 @@ class Statistics:
         sd = np.where(constant, np.maximum(1.0, rounding), sd)
         numbers = {"mean": mean, "sd": sd, "centre": centre, "width": width, "curved": curved}
         kept = {name: torch.as_tensor(value) for name, value in numbers.items()}
-        exact = torch.float64 if dtype.itemsize > 4 and dtype.kind == "f" else torch.float32
+        exact = torch.float64 if dtype.itemsize > (4 if dtype.kind == "f" else 2) else torch.float32
         scaler.load_state_dict({name: v.to(exact) if v.is_floating_point() else v for name, v in kept.items()})
         return scaler
 

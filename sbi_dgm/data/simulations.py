@@ -18,6 +18,7 @@ from sbi_dgm.data.agreement import Agreement, against_failures, against_prior
 from sbi_dgm.data.columns import Column, blocks, gather, joined, usable_rows
 from sbi_dgm.data.foreign import Layout, widen
 from sbi_dgm.data.format import DTYPES, Header, cast
+from sbi_dgm.data.given import array, check_columns, check_shapes, framed, names_of, suited
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
 from sbi_dgm.data.tables import Table
 from sbi_dgm.distributions import Normal
@@ -132,18 +133,20 @@ class Simulations:
 
         """
         if hasattr(theta, "columns") and hasattr(theta, "to_numpy"):
-            theta, names = _framed(theta, names if prior is None else prior.names)
-        arrays = {name: _array(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
+            theta, names = framed(theta, names if prior is None else prior.names)
+        arrays = {name: array(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
         given = {"theta": np.asarray(theta)} | {f"x/{name}": a for name, a in arrays.items()}
         given |= {name: np.asarray(a) for name, a in {"valid": valid, **columns}.items() if a is not None}
         for name in columns:
             if name not in DTYPES:
                 raise OptionError(unknown("column", name, DTYPES))
-        _check_columns(given)
-        parameters = prior.parameters if prior else tuple(Parameter(n) for n in _names(names, given["theta"].shape[1]))
+        check_columns(given)
+        parameters = (
+            prior.parameters if prior else tuple(Parameter(n) for n in names_of(names, given["theta"].shape[1]))
+        )
         shapes = {name: Observable(a.shape[1:]) for name, a in arrays.items()} | dict(observables or {})
         header = Header(parameters, shapes, prior.describe() if prior else None)
-        _check_shapes(header, given)
+        check_shapes(header, given)
         finite = np.all([usable_rows(a, shapes[name].optional) for name, a in arrays.items()], axis=0)
         table = {name: cast(name, a) if name in columns else a for name, a in given.items()}
         table["theta"] = widen(given["theta"], prior)
@@ -179,14 +182,11 @@ class Simulations:
         strange = set(self.columns) ^ set(more.columns)
         if strange:
             raise DataError(f"rows to append must have the same columns: only one side has {sorted(strange)}.")
-        for name, column in self.columns.items():
-            dtype = more.columns[name].dtype
-            if not np.can_cast(dtype, column.dtype, "same_kind"):
-                raise DataError(f"rows to append: {name} has dtype {dtype}, expected {column.dtype}.")
+        new = {name: suited(name, more.columns[name][:], column.dtype) for name, column in self.columns.items()}
         if self.path is None:
-            joined = {n: np.concatenate([c[:], more.columns[n][:]], dtype=c.dtype) for n, c in self.columns.items()}
+            joined = {name: np.concatenate([column[:], new[name]]) for name, column in self.columns.items()}
             return type(self)(self.header, joined, self.prior).checked()
-        both = chain(*(blocks(part.columns, 0, len(part)) for part in (self, more)))
+        both = chain(blocks(self.columns, 0, len(self)), blocks(new, 0, len(more)))
         native.write(self.path, self.header, len(self) + len(more), both)
         return type(self).open(self.path, prior=self.prior)
 
@@ -227,6 +227,11 @@ class Simulations:
         prior = None if self.prior is None else self.prior.marginal(names)
         if prior is not None:
             return prior, True
+        if self.prior is not None:
+            warnings.warn(
+                f"the prior of {', '.join(names)} alone is not known: draws may leave it, and nothing can rest on it.",
+                stacklevel=2,
+            )
         theta = gather(self.columns["theta"], rows)
         moments = zip(theta.mean(0).tolist(), theta.std(0).tolist(), self.parameters, strict=True)
         by_name = {p.name: Parameter(p.name, Normal(mean, sd), p.label, p.unit) for mean, sd, p in moments}
@@ -339,46 +344,3 @@ def _native(pattern: str | Path, prior: Prior | None) -> tuple[Header, dict[str,
 
 def _same(header: Header) -> tuple[Any, ...]:
     return header.names, header.prior, {name: o.describe() for name, o in header.observables.items()}
-
-
-def _array(values: ArrayLike) -> np.ndarray:
-    """An array whose truth values are 0 and 1."""
-    found = np.asarray(values)
-    return found.astype(np.uint8) if found.dtype.kind == "b" else found
-
-
-def _framed(frame: Any, names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
-    """The columns of a frame that `names` lists, in that order; all of them where it is None."""
-    titles = [str(name) for name in frame.columns]
-    wanted = titles if names is None else list(names)
-    for name in wanted:
-        if name not in titles:
-            raise DataError(f"theta: {unknown('column', name, titles)}")
-    chosen = [frame.columns[titles.index(name)] for name in wanted]
-    return frame[chosen].to_numpy(), wanted
-
-
-def _names(names: Sequence[str] | None, dimension: int) -> list[str]:
-    return [f"theta_{i}" for i in range(dimension)] if names is None else list(names)
-
-
-def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
-    theta = columns["theta"]
-    if theta.ndim != 2 or not theta.size:
-        raise DataError(f"theta has shape {theta.shape}: give rows of parameters, (N, D).")
-    for name, column in columns.items():
-        if column.shape[:1] != theta.shape[:1]:
-            raise DataError(f"theta has {len(theta)} rows and {name} has shape {column.shape}: they must pair up.")
-        if column.dtype.kind not in "fiub":
-            raise DataError(f"{name} has dtype {column.dtype}: give real numbers.")
-
-
-def _check_shapes(header: Header, columns: Mapping[str, np.ndarray]) -> None:
-    if not header.observables:
-        raise DataError("there is no observable: give x, (N, ...), or several by name.")
-    expected = {"theta": (len(header.names),)} | {f"x/{name}": o.shape for name, o in header.observables.items()}
-    for name, shape in expected.items():
-        if name not in columns:
-            raise DataError(f"{name} is described but not given.")
-        if columns[name].shape[1:] != shape:
-            raise DataError(f"each row of {name} has shape {columns[name].shape[1:]}, expected {shape}.")

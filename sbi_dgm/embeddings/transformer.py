@@ -13,8 +13,10 @@ cost of n I instead of n^2, and a learned seed sees all of them. Empty places ar
 there, so that an empty set means something too.
 """
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sbi_dgm.embeddings.base import Learned
@@ -39,6 +41,12 @@ class Attentive(Learned):
     hidden: int = Field(default=64, ge=1)
     heads: int = Field(default=4, ge=1)
     blocks: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        return self
 
 
 class Transformer(Attentive):

@@ -44,7 +44,7 @@ class DenoisingFamily(ContinuousFamily):
 
     USE = frozenset({"sampler", "steps", "tolerance", "probes"})
 
-    low: float = Field(default=1e-3, gt=0)
+    low: float = Field(default=1e-3, gt=0, lt=1)
     high: float = Field(default=30.0, gt=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     repeats: int = Field(default=1, ge=1)
