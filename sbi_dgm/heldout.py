@@ -84,6 +84,21 @@ def _require_most(most: int, fewest: int) -> None:
         raise OptionError(f"max_rows = {most}: a whole number, at least {fewest}, is needed.")
 
 
+def _require_spread(posterior: Any, theta: Array) -> None:
+    """`DataError` for truths that are no draws of the prior, as all that is judged here has to be."""
+    for name, same in zip(posterior.names, np.ptp(theta, axis=0) == 0, strict=True):
+        if same:
+            raise DataError(f"parameter {name!r} is the same in all rows: draws of the prior alone can judge.")
+    prior = getattr(posterior, "prior", None)
+    outside = np.zeros(len(theta), bool) if prior is None else ~np.isfinite(prior.log_prob(theta))
+    if outside.any():
+        first = ", ".join(f"{n} = {v:g}" for n, v in zip(posterior.names, theta[outside][0], strict=True))
+        raise DataError(
+            f"{outside.sum()} of {len(theta)} rows lie outside of the posterior's prior (the first: {first}): draws of "
+            "that prior alone can judge it."
+        )
+
+
 def _chosen(
     posterior: Any,
     data: Simulations,
@@ -97,6 +112,7 @@ def _chosen(
     rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
     theta = gather(data.columns["theta"], rows)
     columns = [data.names.index(name) for name in posterior.names]
+    _require_spread(posterior, theta[:, columns])
     x = data.x(rows)
     return Pairs(theta[:, columns], x if noise is None else noised(x, theta, noise, seed))
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.agreement import require_drawn
-from sbi_dgm.data.observed import Observation, observed_arrays, stacked, widest
+from sbi_dgm.data.observed import Observation, observed_arrays, parameters_of, stacked, widest
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
@@ -234,7 +234,7 @@ class Posterior:
     ) -> tuple[Array, Array]:
         arrays, single = self._seen(x)
         context = self._context(arrays)
-        theta = np.asarray(theta, np.float64)
+        theta = parameters_of(theta, self.names)
         coordinates = self.model.reference.coordinates
         snapped = snap(stacked(theta, len(context), single, len(self.names)), coordinates, np.float64)
         within = np.asarray(coordinates.inside(snapped).all(-1))

@@ -19,7 +19,7 @@ from sbi_dgm.diagnostics.information import information
 from sbi_dgm.diagnostics.local import local
 from sbi_dgm.errors import OptionError
 from sbi_dgm.seeds import numpy_generator
-from sbi_dgm.simulator import Simulator
+from sbi_dgm.simulator import Simulator, find
 
 __all__ = ["LEVEL", "Report", "calibrate"]
 
@@ -31,7 +31,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     out: str | Path | None = None,
     test_quantities: Mapping[str, Quantity] | None = None,
     noise: Noise | None = None,
-    simulator: Simulator | None = None,
+    simulator: Simulator | str | None = None,
     at: Any = None,
     draws: int = 1000,
     max_rows: int = 1000,
@@ -53,7 +53,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
         test_quantities: functions of the parameters by name that are judged like a parameter, such as
             {"S8": lambda t: t["sigma_8"] * (t["omega_m"] / 0.3) ** 0.5}.
         noise: the model of noise that the posterior was trained with.
-        simulator: for predictive checks: it is run 21 times for each of at most 200 rows.
+        simulator: for predictive checks, itself or its name: it is run 21 times for each of at most 200 rows.
         at: observations, as in `sample`, at which the posterior is tested by itself (the local classifier test);
             `Report.local` has its p-values, which are no part of the verdict.
         draws: of each row. Regions need ln q of draws; where that is not exact and quick (diffusion, flow matching,
@@ -74,6 +74,9 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     """
     if draws < FEW:
         raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
+    checks.require_names(posterior.names)
+    if isinstance(simulator, str):
+        simulator = find(simulator)
     folder = None if out is None else Path(out)
     asked = None if at is None else observed_arrays(at, data.observables, _dtypes(data))[0]
     theta, x = heldout.pairs(posterior, data, noise, max_rows, numpy_generator(seed), seed)

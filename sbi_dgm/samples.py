@@ -113,14 +113,14 @@ class Samples:
 
     def corner(
         self,
-        truth: Sequence[float] | None = None,
+        truth: Sequence[float] | Mapping[str, float] | None = None,
         others: "Mapping[str, Samples] | None" = None,
         label: str = "posterior",
     ) -> "Figure":
         """A corner plot with 68 and 95 % contours.
 
         Args:
-            truth: (D,), marked by lines.
+            truth: (D,), or by name; marked by lines.
             others: further draws of the same parameters to draw over these, by legend entry.
             label: legend entry of these draws.
 
@@ -129,8 +129,30 @@ class Samples:
 
         if len(self) <= len(self.parameters):
             raise ObservationError(f"{len(self)} draws of {len(self.parameters)} parameters are too few for a figure.")
-        layers = {label: self._one()} | {name: other._one() for name, other in (others or {}).items()}
-        return plots.corner(layers, [p.title for p in self.parameters], truth)
+        if label in (others or {}) or len(others or {}) >= len(plots.COLOURS):
+            raise OptionError(
+                f"others: give each its own label, none of them {label!r}, and {len(plots.COLOURS)} layers at most."
+            )
+        layers = {label: self._one()} | {name: self._alike(other) for name, other in (others or {}).items()}
+        return plots.corner(layers, [p.title for p in self.parameters], self._marked(truth))
+
+    def _alike(self, other: "Samples") -> Array:
+        """Draws of one observation with these parameters, in this order."""
+        other._one()
+        return np.stack([other[name] for name in self.names], axis=-1)
+
+    def _marked(self, truth: Any) -> list[float] | None:
+        """A true value of each parameter, or `OptionError`."""
+        if truth is None:
+            return None
+        values = [truth.get(name, "") for name in self.names] if isinstance(truth, Mapping) else truth
+        try:
+            found = np.asarray(values, np.float64)
+        except (ValueError, TypeError):
+            found = np.empty(0)
+        if found.shape != (len(self.names),):
+            raise OptionError(f"truth = {truth!r}: give a number for each of {', '.join(self.names)}.")
+        return found.tolist()
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write an HDF5 file whose group `posterior` ArviZ and xarray open as it is: (chain, draw[, observation]).

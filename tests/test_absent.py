@@ -47,7 +47,7 @@ class Detectors:
 
 
 def simulations(rows: int = 6000, off: float = 0.0) -> sbi_dgm.Simulations:
-    theta, simulator = PRIOR.sample(rows, seed=1), Detectors(off)
+    theta, simulator = PRIOR.draw(rows, np.random.default_rng(1)), Detectors(off)
     x = simulator(theta, np.random.default_rng(2))
     return sbi_dgm.Simulations.from_arrays(theta, x, prior=PRIOR, observables=simulator.observables)
 

@@ -363,6 +363,25 @@ def test_methods_have_names_of_their_own():
     assert method("diffusion").describe() != method("flow").describe()
 
 
+def test_cells_of_another_version_or_state_are_others(tmp_path):
+    """And those of version 1, and of functions, are where they were."""
+
+    class Wide:
+        def __init__(self, width):
+            self.width = width
+
+        def __call__(self, theta, x, *, task):
+            return toys.Scaled(task, self.width)
+
+    def place(task, by):
+        return Suite(tasks=[task], estimators=[by], budgets=[60]).cells()[0].path(tmp_path)
+
+    newer = toys.Line()
+    newer.version = "2"
+    assert place(toys.Line(), toys.exact) == place(toys.Line(), toys.exact) != place(newer, toys.exact)
+    assert place(toys.Line(), Wide(1.0)) == place(toys.Line(), Wide(1.0)) != place(toys.Line(), Wide(2.0))
+
+
 # The command line
 
 

@@ -9,7 +9,7 @@ import sbi_dgm
 from sbi_dgm.diagnostics import calibration
 from sbi_dgm.diagnostics.checks import OF_DISTANCES, OF_REGIONS, OF_VALUES, Check
 from sbi_dgm.distributions import Normal, Uniform
-from sbi_dgm.errors import OptionError
+from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
 from sbi_dgm.report import LEVEL, Report, calibrate
@@ -299,6 +299,31 @@ def test_at_most_max_rows_are_judged_the_same_for_the_same_seed():
     assert [r.rows for r in reports] == [60] * 3
     assert np.array_equal(reports[0].ranks, reports[1].ranks)
     assert not np.array_equal(reports[0].ranks, reports[2].ranks)
+
+
+@pytest.mark.parametrize("rows", [0, 1, -3, 49, 60.5])
+def test_too_few_rows_to_judge_by_cannot_be_asked_for(rows):
+    with pytest.raises(OptionError, match=f"max_rows = {rows}: a whole number, at least 50"):
+        judge(Gaussian(), max_rows=rows)
+
+
+def test_rows_that_are_no_draws_of_the_prior_judge_nothing():
+    theta = DATA.theta[:200].copy()
+    theta[:, 3] = 0.25
+    x = {"x": DATA.x(np.arange(200))["x"]}
+    with pytest.raises(DataError, match=r"parameter 'theta_4' is the same in all rows: draws of the prior alone"):
+        judge(Gaussian(), sbi_dgm.Simulations.from_arrays(theta, x, names=DATA.names))
+    inside = Gaussian()
+    inside.prior = sbi_dgm.Prior([sbi_dgm.Parameter(name, sbi_dgm.Uniform(-0.1, 0.1)) for name in DATA.names])
+    with pytest.raises(DataError, match=r"rows lie outside of the posterior's prior \(the first: theta_1 = "):
+        judge(inside)
+
+
+def test_a_parameter_with_the_name_of_a_check_is_refused_before_anything_is_drawn():
+    named = Gaussian()
+    named.names = ["regions", *named.names[1:]]
+    with pytest.raises(OptionError, match="parameter 'regions': that is the name of a check already"):
+        judge(named)
 
 
 def test_blocks_do_not_change_what_is_judged(monkeypatch):

@@ -23,7 +23,7 @@ RATES = Prior([Parameter("log_rate", Uniform(0, 3))])
 
 
 def poisson(dtype, n=4000):
-    theta = RATES.sample(n, 0)
+    theta = RATES.draw(n, np.random.default_rng(0))
     drawn = np.random.default_rng(1).poisson(np.exp(theta[:, 0]))
     return Simulations.from_arrays(theta, {"n": drawn.astype(dtype)}, prior=RATES)
 

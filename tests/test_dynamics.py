@@ -325,8 +325,8 @@ class SlowSIR(OtherPrior, SIR):
     other = Prior([Parameter("beta", LogNormal(np.log(0.1), 0.5)), Parameter("gamma", LogNormal(np.log(0.125), 0.2))])
 
 
-class RoughGLM(OtherPrior, BernoulliGLM):
-    other = MultivariateNormal([f"t{i}" for i in range(10)], np.zeros(10), 100 * prior_covariance())
+class StiffGLM(OtherPrior, BernoulliGLM):
+    other = MultivariateNormal([f"t{i}" for i in range(10)], np.zeros(10), 0.04 * prior_covariance())
 
 
 class LateGLM(BernoulliGLMRaw):
@@ -350,7 +350,7 @@ def test_the_neurons_posterior_is_calibrated():
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("wrong", "right"), [(RoughGLM(), BernoulliGLM()), (LateGLM(), BernoulliGLMRaw())])
+@pytest.mark.parametrize(("wrong", "right"), [(StiffGLM(), BernoulliGLM()), (LateGLM(), BernoulliGLMRaw())])
 def test_a_wrong_posterior_of_the_neuron_is_noticed(wrong, right):
     with pytest.raises(AssertionError):
         check_calibration(wrong, *drawn(right, 40))

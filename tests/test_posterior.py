@@ -1,6 +1,7 @@
 """The posterior: its draws, its shapes, its mode, and what it refuses."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from posterior_toys import BOX, PLAIN, UNIT, Half, Stub, X, stubbed, untrained
@@ -11,6 +12,7 @@ from sbi_dgm.errors import ObservationError, OptionError, SbiError
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.posterior import Posterior
 from sbi_dgm.priors import Prior
+from sbi_dgm.samples import Samples
 
 
 def check_inside(draws: np.ndarray) -> None:
@@ -48,6 +50,22 @@ def test_sample_shapes(stack, n, shape):
     samples = PLAIN.sample(n, x, seed=0, log_prob=True)
     assert samples.array.shape == shape
     assert samples.log_prob.shape == shape[:-1]
+
+
+def test_theta_of_frames_and_samples_goes_by_name():
+    theta = BOX.sample(20, 0)
+    expected = PLAIN.log_prob(theta, X)
+    frame = pd.DataFrame({"b": theta[:, 1], "other": 0.0, "a": theta[:, 0]})
+    turned = Samples(theta[:, ::-1], BOX.parameters[::-1])
+    for given in (frame, turned, Samples.of(BOX, theta)):
+        np.testing.assert_array_equal(PLAIN.log_prob(given, X), expected)
+    assert not np.array_equal(PLAIN.log_prob(np.clip(theta[:, ::-1], [-1, 0.1], [1, 10]), X), expected)
+
+
+@pytest.mark.parametrize("theta", [[[1, 2], [3]], ["a", "b"], {"a": 1}, pd.DataFrame({"a": [1.0]})])
+def test_theta_that_is_no_array_of_numbers_is_refused(theta):
+    with pytest.raises(SbiError):
+        PLAIN.log_prob(theta, X)
 
 
 def test_several_observables_are_taken_by_name():

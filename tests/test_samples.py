@@ -1,11 +1,14 @@
 """Named draws: numbers against known arrays, files against what other programs expect."""
 
+from unittest import mock
+
 import h5py
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sbi_dgm import plots
 from sbi_dgm.distributions import HalfNormal, Normal, Uniform
 from sbi_dgm.errors import FileError, ObservationError, OptionError
 from sbi_dgm.parameters import Parameter
@@ -194,6 +197,32 @@ def test_corner_draws_every_pair_without_pyplot():
     assert figure.axes[6].get_xlabel() == r"$\Omega_m$"
     assert figure.axes[7].get_xlabel() == "height [m]"
     assert {k: v for k, v in matplotlib.rcParams.items() if k != "backend"} == settings  # which reading resolves
+
+
+def test_layers_of_a_corner_go_by_name():
+    """Others in another order lie where these do, and so does a truth by name."""
+    one = samples(500)
+    turned = Samples(one.array[:, ::-1], one.parameters[::-1])
+    truth = dict(zip(one.names, [0.5, 0.0, 1.0], strict=True))
+    with mock.patch.object(plots, "corner") as drawn:
+        one.corner(truth=truth, others={"turned": turned})
+    layers, _, marked = drawn.call_args.args
+    np.testing.assert_array_equal(layers["turned"], layers["posterior"])
+    assert marked == [0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"truth": [0.5]}, "give a number for each of"),
+        ({"truth": {"nothing": 0.5}}, "give a number for each of"),
+        ({"others": {"posterior": samples(400)}}, "each its own label, none of them 'posterior'"),
+        ({"others": {str(i): samples(400) for i in range(8)}}, "8 layers at most"),
+    ],
+)
+def test_what_no_corner_can_show_is_refused(given, sentence):
+    with pytest.raises(OptionError, match=sentence):
+        samples(500).corner(**given)
 
 
 def test_corner_of_several_observations_asks_which():

@@ -92,7 +92,7 @@ def test_samples_carry_the_verdict_and_a_warning_says_it(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not trained.sample(5, X, seed=0).trust.flagged
-    with pytest.warns(TrustWarning, match=r"\(p = 0.024\): x\[2\] is 21.8 sd.*strict refuses") as caught:
+    with pytest.warns(TrustWarning, match=r"\(p = 0.024\): x\[2\] is 19.9 sd.*strict refuses") as caught:
         samples = trained.sample(5, FAR, seed=0)
     assert caught[0].filename == __file__
     assert samples.trust.flagged

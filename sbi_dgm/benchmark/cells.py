@@ -77,7 +77,9 @@ class Cell:
 
     def path(self, folder: Path) -> Path:
         """Its file: what decides its numbers is in the name, in words or by a digest."""
-        decides = json.dumps([self.method.describe(), vars(self.judging)], sort_keys=True, default=str)
+        version = str(getattr(task_named(self.task), "version", "1"))
+        decides = [self.method.describe(), vars(self.judging), *([version] if version != "1" else [])]
+        decides = json.dumps(decides, sort_keys=True, default=str)
         digest = hashlib.sha256(decides.encode()).hexdigest()[:12]
         return folder / "cells" / f"{self.name}-{self.method.label}-{self.budget}-{self.seed}-{digest}.json"
 

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -140,14 +141,16 @@ class Called:
     function: Callable[..., Any]
 
     def describe(self) -> dict[str, Any]:
-        """The callable's place, and a digest of the file that it is written in."""
+        """The callable's place, a digest of the file that it is written in, and an object's attributes."""
         kind = self.function if hasattr(self.function, "__qualname__") else type(self.function)
         try:
             source = inspect.getsource(sys.modules[kind.__module__])
         except (OSError, TypeError, KeyError):  # typed by hand
             source = ""
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-        return {"call": f"{kind.__module__}:{kind.__qualname__}", "source": digest}
+        state = re.sub(r" at 0x\w+", "", repr(sorted(getattr(self.function, "__dict__", {}).items())))
+        more = {} if state == "[]" else {"state": state}
+        return {"call": f"{kind.__module__}:{kind.__qualname__}", "source": digest} | more
 
     def train(self, task: Any, data: Simulations, seed: int, device: str, folder: Path) -> "OneByOne":
         """Call it on the valid rows."""

@@ -1,7 +1,7 @@
 """Observations: checked arrays, and what files hold, a row of a simulation file, `.npy`, `.npz`, CSV or plain text."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike
 from sbi_dgm.data.columns import Column, absent_rows
 from sbi_dgm.data.foreign import Layout, observed
 from sbi_dgm.data.format import is_ours
+from sbi_dgm.data.given import framed
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, ObservationError
 from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
+from sbi_dgm.simulator import reason
 from sbi_dgm.univariate import Array
 
 HDF5 = (".h5", ".hdf5", ".hdf")
@@ -107,6 +109,18 @@ def observed_arrays(
         name: np.full((rows, *known[name].shape), np.nan, _floats(dtypes[name])) for name in set(known) - set(arrays)
     }
     return {name: (arrays | gone)[name] for name in known}, single.pop() if single else True
+
+
+def parameters_of(theta: Any, names: Sequence[str]) -> Array:
+    """Theta (..., D) in the order of `names`: by name what has columns or is a `Samples`, else as it comes."""
+    if hasattr(theta, "columns") and hasattr(theta, "to_numpy"):
+        theta = framed(theta, names)[0]
+    elif hasattr(theta, "array") and hasattr(theta, "names"):
+        theta = np.stack([theta[name] for name in names], axis=-1)
+    try:
+        return np.asarray(theta, np.float64)
+    except (ValueError, TypeError) as error:
+        raise ObservationError(f"theta is no array of numbers: {reason(error)}.") from None
 
 
 def stacked(theta: Array, observations: int, single: bool, size: int) -> Array:

@@ -5,7 +5,7 @@ f. Every check is such an f: a parameter, a quantity of the user's, -ln q (highe
 point anywhere, and that from what x predicts (`sbi_dgm.diagnostics.tarp`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,10 +52,7 @@ class Check(NamedTuple):
 def checks(evidence: Evidence, quantities: Mapping[str, Quantity], rng: np.random.Generator) -> dict[str, Check]:
     """All checks by name: parameters, quantities, regions, points."""
     _require_functions(quantities)
-    names = [*evidence.names, REGIONS, ANYWHERE, PREDICTED, EVERYWHERE]
-    for name in quantities:
-        if name in names or name.startswith(REPLICATED.format("")):
-            raise OptionError(f"test quantity {name!r}: that is the name of a check already; call it something else.")
+    require_names(quantities, "test quantity", evidence.names)
     own = ranks(evidence.theta, evidence.draws, rng)
     found = {name: Check(u, OF_VALUES) for name, u in zip(evidence.names, own.T, strict=True)}
     truth, drawn = evidence.columns(evidence.theta), evidence.columns(evidence.draws)
@@ -63,6 +60,13 @@ def checks(evidence: Evidence, quantities: Mapping[str, Quantity], rng: np.rando
         found[name] = _ranked(_values(name, function, truth), _values(name, function, drawn), OF_VALUES, rng)
     found[REGIONS] = _ranked(-evidence.log_prob, -evidence.drawn_log_prob, OF_REGIONS, rng)
     return found | _points(evidence, rng)
+
+
+def require_names(names: Iterable[str], kind: str = "parameter", taken: Sequence[str] = ()) -> None:
+    """`OptionError` for the name of a check."""
+    for name in names:
+        if name in (*taken, REGIONS, ANYWHERE, PREDICTED, EVERYWHERE) or name.startswith(REPLICATED.format("")):
+            raise OptionError(f"{kind} {name!r}: that is the name of a check already; call it something else.")
 
 
 def _require_functions(quantities: Any) -> None:

@@ -18,9 +18,9 @@ from sbi_dgm.data.columns import usable_rows
 from sbi_dgm.diagnostics import tarp
 from sbi_dgm.diagnostics.bins import principal
 from sbi_dgm.diagnostics.evidence import Evidence, side_by_side
-from sbi_dgm.errors import DataError, OptionError
+from sbi_dgm.errors import DataError, OptionError, SbiError
 from sbi_dgm.heldout import noised
-from sbi_dgm.simulator import Simulator, fitted, is_weighted
+from sbi_dgm.simulator import Simulator, fitted, is_weighted, reason
 from sbi_dgm.univariate import Array
 
 ROWS, REPLICATIONS = 200, 20
@@ -55,7 +55,13 @@ def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng
     rows = np.sort(rng.permutation(len(evidence.theta))[:ROWS])
     theta = np.concatenate([evidence.theta[rows, None], evidence.draws[rows, :REPLICATIONS]], axis=1)[..., order]
     flat = theta.reshape(-1, theta.shape[-1])
-    x = fitted(simulator.observables, simulator(flat, rng), len(flat))
+    try:
+        drawn = simulator(flat, rng)
+    except SbiError:
+        raise
+    except Exception as error:
+        raise DataError(f"{simulator.name} failed at draws of the posterior: {reason(error)}.") from error
+    x = fitted(simulator.observables, drawn, len(flat))
     if noise is not None:
         x = noised(x, flat, noise, int(rng.integers(2**62)))
     _require_finite(x, flat, simulator)
