@@ -80,6 +80,15 @@ def test_other_parameters_and_failed_rows_are_refused():
         predicted(evidence(), Shifted(fails=True), None, np.random.default_rng(0))
 
 
+def test_a_simulator_that_raises_is_named():
+    class Raises(Shifted):
+        def __call__(self, theta, rng):
+            raise ValueError("boom")
+
+    with pytest.raises(DataError, match=r"shifted failed at draws of the posterior: .*boom"):
+        predicted(evidence(), Raises(), None, np.random.default_rng(0))
+
+
 def test_calibrate_counts_them_among_its_checks():
     class Exact:
         names, record = ("a", "b"), {}
