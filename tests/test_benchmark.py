@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import benchmark_toys as toys
 import numpy as np
@@ -18,14 +17,12 @@ from scipy.stats import norm
 from sbi_dgm import Flow, Simulations, Suite, Training, run_benchmark
 from sbi_dgm.benchmark import cells, page
 from sbi_dgm.benchmark.methods import Called, Fitted, method
-from sbi_dgm.benchmark.scores import at_truths
 from sbi_dgm.benchmark.table import Results, gathered
 from sbi_dgm.benchmark.tasks import observed, references, stream
 from sbi_dgm.cli import main
 from sbi_dgm.config import suite
 from sbi_dgm.errors import FileError, OptionError
 from sbi_dgm.executors import Pool
-from sbi_dgm.parameters import Observable
 from sbi_dgm.seeds import numpy_generator
 from simulators.two_moons import TwoMoons
 
@@ -364,45 +361,6 @@ def test_methods_have_names_of_their_own():
     assert method(toys.narrow).label == "narrow"
     assert isinstance(method(toys.narrow), Called)
     assert method("diffusion").describe() != method("flow").describe()
-
-
-def test_fresh_simulations_count_where_an_optional_observable_is_absent():
-    """They are no failures, as those are that lack what has to be there."""
-
-    class Gappy(toys.Line):
-        def __init__(self, optional):
-            super().__init__()
-            self.observables = {"x": Observable((1,)), "v": Observable((1,), optional=optional)}
-
-        def __call__(self, theta, rng):
-            x = super().__call__(theta, rng)
-            return {"x": x, "v": np.where(np.arange(len(x))[:, None] % 2, np.nan, x)}
-
-    class Exact:
-        def sample(self, n, x, *, seed):
-            rng = np.random.default_rng(seed)
-            return SimpleNamespace(array=x["x"][:, None] / 2 + 0.5**0.5 * rng.normal(size=(len(x["x"]), n, 1)))
-
-    assert [at_truths(Gappy(optional), Exact(), 100, 0)["truths"] for optional in (True, False)] == [100, 50]
-
-
-def test_cells_of_another_version_or_state_are_others(tmp_path):
-    """And those of version 1, and of functions, are where they were."""
-
-    class Wide:
-        def __init__(self, width):
-            self.width = width
-
-        def __call__(self, theta, x, *, task):
-            return toys.Scaled(task, self.width)
-
-    def place(task, by):
-        return Suite(tasks=[task], estimators=[by], budgets=[60]).cells()[0].path(tmp_path)
-
-    newer = toys.Line()
-    newer.version = "2"
-    assert place(toys.Line(), toys.exact) == place(toys.Line(), toys.exact) != place(newer, toys.exact)
-    assert place(toys.Line(), Wide(1.0)) == place(toys.Line(), Wide(1.0)) != place(toys.Line(), Wide(2.0))
 
 
 # The command line

@@ -1,16 +1,19 @@
-"""Methods of a benchmark that share networks, and posteriors refined by learned likelihoods."""
+"""Methods of a benchmark that share networks, posteriors refined by learned likelihoods, and what cells are told by."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark_toys as toys
 import numpy as np
 from test_benchmark import BRIEF, SMALL, line, only, run
 
-from sbi_dgm import recipe
+from sbi_dgm import Suite, recipe
 from sbi_dgm.benchmark import cells
 from sbi_dgm.benchmark.methods import Fitted, Refining
+from sbi_dgm.benchmark.scores import at_truths
 from sbi_dgm.config import suite
+from sbi_dgm.parameters import Observable
 
 
 def test_a_single_network_is_the_first_member_of_an_ensemble_and_refinement_takes_either(tmp_path):
@@ -77,3 +80,42 @@ def test_settings_beside_the_estimator_hold_for_the_likelihood_that_refines_too(
     (cell, *_) = suite(str(path), {}).cells()
     described = cell.method.describe()
     assert described["likelihood"]["training"]["ema"] == described["posterior"]["training"]["ema"] == 0.9
+
+
+def test_fresh_simulations_count_where_an_optional_observable_is_absent():
+    """They are no failures, as those are that lack what has to be there."""
+
+    class Gappy(toys.Line):
+        def __init__(self, optional):
+            super().__init__()
+            self.observables = {"x": Observable((1,)), "v": Observable((1,), optional=optional)}
+
+        def __call__(self, theta, rng):
+            x = super().__call__(theta, rng)
+            return {"x": x, "v": np.where(np.arange(len(x))[:, None] % 2, np.nan, x)}
+
+    class Exact:
+        def sample(self, n, x, *, seed):
+            rng = np.random.default_rng(seed)
+            return SimpleNamespace(array=x["x"][:, None] / 2 + 0.5**0.5 * rng.normal(size=(len(x["x"]), n, 1)))
+
+    assert [at_truths(Gappy(optional), Exact(), 100, 0)["truths"] for optional in (True, False)] == [100, 50]
+
+
+def test_cells_of_another_version_or_state_are_others(tmp_path):
+    """And those of version 1, and of functions, are where they were."""
+
+    class Wide:
+        def __init__(self, width):
+            self.width = width
+
+        def __call__(self, theta, x, *, task):
+            return toys.Scaled(task, self.width)
+
+    def place(task, by):
+        return Suite(tasks=[task], estimators=[by], budgets=[60]).cells()[0].path(tmp_path)
+
+    newer = toys.Line()
+    newer.version = "2"
+    assert place(toys.Line(), toys.exact) == place(toys.Line(), toys.exact) != place(newer, toys.exact)
+    assert place(toys.Line(), Wide(1.0)) == place(toys.Line(), Wide(1.0)) != place(toys.Line(), Wide(2.0))
