@@ -232,7 +232,7 @@ def _mean_one(weight: np.ndarray | None, parts: Split) -> np.ndarray | None:
 
 def tilted(job: Job) -> bool:
     """Whether the cross section of event weights counts as part of the prior."""
-    return job.rate and "event_weight" in job.data.columns and not isinstance(job.data, Exchanged)
+    return job.rate and not isinstance(job.data, Exchanged)
 
 
 def _result(run: Run, data: Simulations, parts: Split, source: Source, validated: int) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         raise OptionError(unknown("role", learn, LEARN))
     _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training, split=split, reading=reading)
     data.require_rows(parameters)
+    _refuse_unused(data, rate, members, workers)
     if learn != "posterior":
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
     folder, split = None if out is None else Path(out), split or SplitRule()
@@ -235,6 +236,15 @@ def _require_kinds(**given: object) -> None:
         kinds, wanted = KINDS[name]
         if not isinstance(value, kinds):
             raise OptionError(f"{name} is {reprlib.repr(value)}: give {wanted}.")
+
+
+def _refuse_unused(data: Simulations, rate: bool, members: int, workers: int | None) -> None:
+    if rate and "event_weight" not in data.columns:
+        raise OptionError(
+            "rate=True (--rate) keeps the cross section in event weights, of which these simulations have none."
+        )
+    if members == 1 and workers not in (None, 1):
+        raise OptionError(f"workers = {workers} train members, and there is one: ask for more, or leave workers out.")
 
 
 def _refuse_for_likelihoods(**given: object) -> None:

@@ -34,6 +34,8 @@ def test_some_of_the_parameters_can_be_inferred_in_any_order():
         ({"data": np.zeros((60, 2))}, r"data is array.*: give Simulations"),
         ({"estimator": Flow}, r"estimator is <class .*Flow'>: give a family's name, or its options"),
         ({"training": {"batch_size": 64}}, r"training is \{'batch_size': 64\}: give Training"),
+        ({"rate": True}, "keeps the cross section in event weights, of which these simulations have none"),
+        ({"workers": 4}, "workers = 4 train members, and there is one"),
     ],
 )
 def test_what_fit_cannot_take_is_refused_with_what_it_takes(given, sentence):
@@ -152,7 +154,10 @@ def test_a_row_of_weight_two_is_two_rows():
         sbi_dgm.Simulations.from_arrays(theta[twice], x[twice], prior=PRIOR, split=label[twice]),
         sbi_dgm.Simulations.from_arrays(theta, x, prior=PRIOR, split=label),
     ]
-    losses = [fit(data, training=how, rate=True).record["best_validation_loss"] for data in made]
+    rated = [{"rate": "event_weight" in data.columns} for data in made]
+    losses = [
+        fit(data, training=how, **one).record["best_validation_loss"] for data, one in zip(made, rated, strict=True)
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert losses[0] != pytest.approx(losses[2], abs=1e-3)
 
