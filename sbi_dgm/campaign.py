@@ -85,7 +85,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     _check(n, workers, shard_rows, executor, timeout)
     sequence(seed)
     _check_repeats(n, shard_rows, repeats)
-    found = simulators.find(simulator) if isinstance(simulator, str) else simulators.require(simulator)
+    found = simulators.find(simulator)
     plan, out = Plan(found, seed, shard_rows, repeats), Path(out)
     if executor is None and workers > 1:
         require_picklable(plan, f"simulator {found.name!r}")

@@ -75,8 +75,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     if draws < FEW:
         raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
     checks.require_names(posterior.names)
-    if isinstance(simulator, str):
-        simulator = find(simulator)
+    runs = None if simulator is None else find(simulator)
     folder = None if out is None else Path(out)
     asked = None if at is None else observed_arrays(at, data.observables, _dtypes(data))[0]
     theta, x = heldout.pairs(posterior, data, noise, max_rows, numpy_generator(seed), seed)
@@ -84,7 +83,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     evidence = gathered(posterior, theta, x, draws, seed, path=kept, progress=progress)
     rng = numpy_generator(seed, 1)
     found = checks.checks(evidence, test_quantities or {}, rng)
-    predicted = None if simulator is None else predictive.predicted(evidence, simulator, noise, rng)
+    predicted = None if runs is None else predictive.predicted(evidence, runs, noise, rng)
     if predicted is not None:
         found |= checks.of_replications(predicted.components, rng)
     grounds = Grounds(

@@ -156,13 +156,15 @@ def available() -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def find(name: str) -> Simulator:
-    """The installed simulator called `name`, made anew; or what `package.module:Object` means, a class or an object.
+def find(name: "str | Simulator") -> Simulator:
+    """The installed simulator called `name`, made anew; what `package.module:Object` means; or the object.
 
     Raises:
         OptionError: there is none of that name, or it is no simulator.
 
     """
+    if not isinstance(name, str):
+        return require(name)
     if ":" in name:
         return _imported(name)
     known = available()

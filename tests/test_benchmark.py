@@ -336,7 +336,8 @@ def test_suites_from_names_files_and_words(tmp_path):
         ({"tasks": ["two_moons", "two_moons"]}, "stands twice"),
         ({"tasks": ["two_moons"], "budgets": ()}, "the suite is empty"),
         ({"tasks": ["two_moons"], "draws": 3}, "greater than or equal to 100"),
-        ({"tasks": [type("Bare", (), {"name": "bare"})()]}, "needs reference_posterior"),
+        ({"tasks": [type("Bare", (), {"name": "bare"})()]}, "is no simulator: it needs name, prior"),
+        ({"tasks": ["jets"]}, "'jets' is no task of a benchmark: it needs reference_posterior"),
         ({"tasks": ["two_moons"], "estimators": [3]}, "3 is no method"),
     ],
 )

@@ -76,6 +76,11 @@ def test_noise_is_added_to_the_replications():
 def test_other_parameters_and_failed_rows_are_refused():
     with pytest.raises(OptionError, match="shifted has the parameters a, c: they need a posterior of all of them"):
         predicted(evidence(), Shifted("ac"), None, np.random.default_rng(0))
+    wider = evidence()._replace(x={"y": np.zeros((400, 2))})
+    with pytest.raises(
+        OptionError, match=r"shifted simulates \{'x': \(1,\)\}, and the simulations are of \{'y': \(2,\)\}"
+    ):
+        predicted(wider, Shifted(), None, np.random.default_rng(0))
     with pytest.raises(DataError, match=r"shifted failed at \d+ of 4200 draws of the posterior, first at \["):
         predicted(evidence(), Shifted(fails=True), None, np.random.default_rng(0))
 
@@ -105,6 +110,8 @@ def test_calibrate_counts_them_among_its_checks():
     simulator = Shifted()
     theta = simulator.prior.sample(300, 0)
     data = sbi_dgm.Simulations.from_arrays(theta, simulator(theta, np.random.default_rng(1)), prior=simulator.prior)
+    with pytest.raises(OptionError, match="is no simulator: it needs name, prior, observables"):
+        sbi_dgm.calibrate(Exact(), data, simulator=Exact(), draws=50, progress=False)
     without = sbi_dgm.calibrate(Exact(), data, draws=50, progress=False)
     report = sbi_dgm.calibrate(Exact(), data, simulator=simulator, draws=50, progress=False)
     assert report.calibrated

@@ -52,7 +52,7 @@ def task_named(task: "str | Simulator") -> Any:
         OptionError: it has no reference posterior.
 
     """
-    found = simulators.find(task) if isinstance(task, str) else task
+    found = simulators.find(task)
     if not hasattr(found, "reference_posterior"):
         raise OptionError(f"{found.name!r} is no task of a benchmark: it needs reference_posterior(x, n, rng).")
     return found

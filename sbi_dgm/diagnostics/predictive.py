@@ -45,11 +45,12 @@ def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng
     """Replications of at most `ROWS` rows, by one simulation of the truth and `REPLICATIONS` of draws.
 
     Raises:
-        OptionError: the simulator has other parameters, or its events are weighted.
+        OptionError: the simulator has other parameters or observables, or its events are weighted.
         DataError: it failed, or gave numbers that are not finite.
 
     """
     order = _columns(evidence.names, simulator)
+    _require_shapes(evidence.x, simulator)
     if is_weighted(simulator):
         raise OptionError(f"predictive checks compare events as they are, and {simulator.name} weighs its own.")
     rows = np.sort(rng.permutation(len(evidence.theta))[:ROWS])
@@ -78,6 +79,15 @@ def _columns(names: Sequence[str], simulator: Simulator) -> list[int]:
             f"{', '.join(simulator.prior.names)}: they need a posterior of all of them."
         )
     return [list(names).index(name) for name in simulator.prior.names]
+
+
+def _require_shapes(x: Mapping[str, np.ndarray], simulator: Simulator) -> None:
+    """Another simulator of the same parameters; names may differ, as those of a file that others wrote."""
+    seen, given = ({name: a.shape[1:] for name, a in x.items()}, {n: o.shape for n, o in simulator.observables.items()})
+    if sorted(seen.values()) != sorted(given.values()):
+        raise OptionError(
+            f"{simulator.name} simulates {given}, and the simulations are of {seen}: it did not make them."
+        )
 
 
 def _require_finite(x: Mapping[str, np.ndarray], theta: Array, simulator: Simulator) -> None:
