@@ -137,6 +137,8 @@ def _sample(a: argparse.Namespace) -> None:
     if a.corner:
         _check_figure(Path(a.corner), a.overwrite)
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
+    if a.corner:
+        _check_labels(posterior)
     layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     if a.corner and len(posterior.observations(x)[0]) != 1:
@@ -181,6 +183,12 @@ def _check_figure(path: Path, overwrite: bool) -> None:
     refuse_existing(path, overwrite)
     if path.suffix not in FIGURES:
         raise OptionError(unknown("figure format", path.suffix, FIGURES))
+
+
+def _check_labels(posterior: Any) -> None:
+    from sbi_dgm import plots
+
+    plots.require_titles([parameter.title for parameter in posterior.model.reference.parameters])
 
 
 def _calibrate(a: argparse.Namespace) -> int:

@@ -7,13 +7,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
+from sbi_dgm.errors import OptionError
 from sbi_dgm.univariate import Array
 
 COLOURS = ("#1b5e9b", "#d1731d", "#3c8d4f", "#8a4fa3", "#b03a4b", "#2a9d9d", "#a88a1e", "#5a6b7b")
 GREY = "#6b7280"
 MASS = (0.68, 0.95)
 LEGEND = 8  # entries at most
+
+
+def require_titles(titles: Sequence[str]) -> None:
+    """Labels that can be typeset; else `OptionError`, before any work is done."""
+    for title in titles:
+        try:
+            TextPath((0, 0), title)
+        except ValueError as error:
+            why = str(error).strip().splitlines()[-1]
+            raise OptionError(f"label {title!r} is no LaTeX that figures can typeset: {why}.") from None
 
 
 def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[float] | None = None) -> Figure:
@@ -24,7 +36,11 @@ def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[f
         titles: (D,), axis labels.
         truth: (D,), marked by lines.
 
+    Raises:
+        OptionError: a title cannot be typeset.
+
     """
+    require_titles(titles)
     size = max(4.0, 2.3 * len(titles))
     figure = Figure(figsize=(size, size))
     everything = np.concatenate(list(layers.values()))
@@ -132,6 +148,12 @@ def differences(curves: Mapping[str, Difference]) -> Figure:
     return figure
 
 
+def _steps(axis: Axes, edges: Array, lower: Array, upper: Array, alpha: float) -> None:
+    """A grey range (K,) in each of K bins, by their edges (K + 1,)."""
+    lower, upper = (np.append(end, end[-1]) for end in (lower, upper))
+    axis.fill_between(edges, lower, upper, step="post", color=GREY, alpha=alpha, lw=0)
+
+
 def binned(panels: Mapping[str, tuple[Array, Array, Array]], names: Sequence[str], nominal: float) -> Figure:
     """Coverage in bins: as many truths within the central intervals everywhere.
 
@@ -143,8 +165,7 @@ def binned(panels: Mapping[str, tuple[Array, Array, Array]], names: Sequence[str
     """
     figure, axes = _panels(len(panels), 2.2)
     for axis, (title, (edges, covered, spread)) in zip(axes, panels.items(), strict=True):
-        lower, upper = (np.append(edge, edge[-1]) for edge in (nominal - spread, nominal + spread))
-        axis.fill_between(edges, lower, upper, step="post", color=GREY, alpha=0.25, lw=0)
+        _steps(axis, edges, nominal - spread, nominal + spread, alpha=0.25)
         axis.axhline(nominal, color=GREY, lw=0.8)
         for i, column in enumerate(covered.T):
             axis.plot((edges[1:] + edges[:-1]) / 2, column, "o-", color=COLOURS[i % len(COLOURS)], ms=3, label=names[i])
@@ -188,9 +209,10 @@ def replications(panels: Mapping[str, tuple[Array, Array]]) -> Figure:
         truth, drawn = ((one - drawn.mean(0)) / np.where(spread > 0, spread, 1.0) for one in (truth, drawn))
         for low, high in ((0.025, 0.975), (0.25, 0.75)):
             below, above = np.quantile(drawn, [low, high], axis=0)
-            axis.bar(place, above - below, bottom=below, width=0.8, color=GREY, alpha=0.3, lw=0)
+            _steps(axis, np.append(place, len(place)) - 0.5, below, above, alpha=0.3)
         axis.plot(place, truth, "o", color=COLOURS[0], ms=3)
         axis.set(title=title, xlabel="number of x", ylabel="x, standardised")
+        axis.locator_params("x", integer=True)
     return figure
 
 

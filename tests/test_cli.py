@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from training_toys import RUN_FILES
 
-from sbi_dgm import Samples, Simulations, checkpoints, cli, load, loop
+from sbi_dgm import Parameter, Prior, Samples, Simulations, Uniform, checkpoints, cli, load, loop
 from sbi_dgm.cli import main
 
 SMALL = """
@@ -170,6 +170,19 @@ def test_a_corner_plot_is_drawn_when_asked(job, tmp_path):
     assert command("sample", model, tmp_path / "one.npy", "--overwrite", *words[:-1], tmp_path / "d.png") == 0
     assert Samples.load(tmp_path / "draws.h5").array.shape == (1, 400, 2)
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_label_that_no_figure_can_show_is_told_before_the_draws(job, tmp_path, capsys):
+    folder, _ = job
+    theta = np.random.default_rng(0).uniform(size=(200, 1))
+    prior = Prior([Parameter("a", Uniform(0, 1), label=r"\omga")])
+    Simulations.from_arrays(theta, {"x": theta}, prior=prior).save(tmp_path / "s.h5")
+    assert command("train", tmp_path / "s.h5", "-o", tmp_path / "run", "--config", folder / "small.toml") == 0
+    model, x = tmp_path / "run" / "posterior.safetensors", tmp_path / "x.txt"
+    x.write_text("0.5")
+    assert command("sample", model, x, "-o", tmp_path / "d.h5", "--corner", tmp_path / "c.png") == 2
+    assert r"label '$\\omga$' is no LaTeX" in capsys.readouterr().err
+    assert not (tmp_path / "d.h5").exists()
 
 
 def test_inspect_tells_what_each_kind_of_file_holds(job, capsys):

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sbi_dgm import plots
+from sbi_dgm.errors import OptionError
 
 
 def test_rank_histograms_hold_every_row_in_bins_of_a_twentieth():
@@ -76,6 +77,14 @@ def test_corner_contours_hold_68_and_95_percent():
         assert min(abs(share - mass) for share in shares) < 0.02, f"{mass}: shares {sorted(shares)}"
 
 
+def test_labels_that_cannot_be_typeset_are_refused():
+    plots.require_titles([r"$\Omega_m$", "plain_name", "5 $ and no more", r"$10^{-3}$ [eV]"])
+    with pytest.raises(
+        OptionError, match=r"label '\$\\\\omga\$' is no LaTeX that figures can typeset: .*nknown symbol"
+    ):
+        plots.corner({"ours": draws(1)}, [r"$\omga$"])
+
+
 def test_figures_need_no_screen_and_leave_pyplot_alone():
     code = (
         "import sys, numpy as np; from sbi_dgm import plots;"
@@ -93,8 +102,10 @@ def test_replications_are_shown_in_units_of_the_prediction():
     figure = plots.replications({"row 1": (truth, drawn)})
     (points,) = figure.axes[0].lines
     assert points.get_ydata() == pytest.approx([1.5, 1.0], abs=0.06), "a number that never varies has no unit"
-    wide = figure.axes[0].patches[0]
-    assert (wide.get_y(), wide.get_y() + wide.get_height()) == pytest.approx((-1.96, 1.96), abs=0.1)
+    wide = figure.axes[0].collections[0].get_paths()[0].vertices
+    first = wide[np.abs(wide[:, 0]) < 0.6, 1]
+    assert (first.min(), first.max()) == pytest.approx((-1.96, 1.96), abs=0.1)
+    assert wide[wide[:, 0] > 0.6, 1] == pytest.approx(0.0), "a number that never varies has no range"
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7])
