@@ -19,7 +19,7 @@ import numpy as np
 from sbi_dgm.errors import OptionError, SbiError, unknown
 from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
-from sbi_dgm.simulator import MisfitError, fitted, one_by_one, reason
+from sbi_dgm.simulator import MisfitError, one_by_one, reason, shaped
 
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 OURS = ("seed", "scratch", "out")
@@ -89,7 +89,7 @@ class CommandSimulator:
             fill = partial(PLACEHOLDER.sub, lambda match: values.get(match[1], match[0]))
             self._run([fill(argument) for argument in self.command], scratch)
             found = {name: a for file, only in self.files.items() for name, a in self._read(Path(scratch, file), only)}
-        return {name: a[0] for name, a in fitted(self.observables, found, 1).items()}
+        return {name: a[0] for name, a in shaped(self.observables, found, 1).items()}
 
     def _run(self, arguments: list[str], scratch: str) -> None:
         """Run the program to its end; raise where that is no good one."""

@@ -23,10 +23,11 @@ from sbi_dgm.simulator import (
     MisfitError,
     Simulator,
     event_weight,
-    fitted,
     is_weighted,
+    narrowed,
     one_by_one,
     reason,
+    shaped,
 )
 
 KEPT = "The finished shards are kept; the same call again goes on."
@@ -91,6 +92,7 @@ def draw(plan: Plan, index: int) -> Block:
     drawn = plan.simulator.prior.draw(plan.shard_rows // plan.repeats, rng)
     theta = drawn.repeat(plan.repeats, axis=0)
     x, errors = _outcome(plan, theta, rng, index)
+    x |= _narrowed(plan.simulator, x)
     errors = _not_finite(x, plan.simulator.observables) | errors
     valid = ~np.isin(np.arange(len(theta)), list(errors))
     weight = {WEIGHT: np.where(valid, x.pop(WEIGHT), 0.0)} if is_weighted(plan.simulator) else {}
@@ -130,7 +132,14 @@ def _tried(simulator: Simulator, run: Callable[[], Any], rows: int) -> Outcome:
     if output is None:
         nothing = {n: np.full((rows, *o.shape), np.nan, np.float32) for n, o in simulator.observables.items()}
         return nothing | ({WEIGHT: np.full(rows, np.nan)} if is_weighted(simulator) else {}), errors
-    return fitted(simulator.observables, output, rows) | event_weight(simulator, output, rows), errors
+    return shaped(simulator.observables, output, rows) | event_weight(simulator, output, rows), errors
+
+
+def _narrowed(simulator: Simulator, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    try:
+        return narrowed({name: x[name] for name in simulator.observables})
+    except MisfitError as error:
+        raise DataError(f"simulator {simulator.name!r}: {error}.") from None
 
 
 def _not_finite(x: dict[str, np.ndarray], observables: Mapping[str, Observable]) -> dict[int, BaseException]:

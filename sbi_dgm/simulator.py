@@ -16,6 +16,7 @@ from sbi_dgm.priors import Prior
 
 GROUP = "sbi_dgm.simulators"
 WEIGHT = "event_weight"
+TELLING, CLOSE = 10, 2.0**-18  # rows that show whether float32 tells them apart, and how close such values lie
 
 
 @runtime_checkable
@@ -120,10 +121,36 @@ def event_weight(simulator: Simulator, output: Any, rows: int) -> dict[str, np.n
 
 
 def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:
-    """A simulator's output as a dict of arrays, floats in float32; `MisfitError` as `shaped` raises it."""
+    """A simulator's output as a dict of arrays, floats in float32; `MisfitError` by `shaped` or `narrowed`."""
+    return narrowed(shaped(observables, output, rows))
+
+
+def narrowed(x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same (B, ...), floats in float32.
+
+    Raises:
+        MisfitError: that makes equal what differs from row to row, such as hours of Julian dates.
+
+    """
     with np.errstate(over="ignore"):
-        arrays = shaped(observables, output, rows)
-        return {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        narrow = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in x.items()}
+    for name, a in x.items():
+        if a.dtype.kind == "f" and len(a) >= TELLING:
+            _require_told_apart(name, a.reshape(len(a), -1), narrow[name].reshape(len(a), -1))
+    return narrow
+
+
+def _require_told_apart(name: str, wide: np.ndarray, narrow: np.ndarray) -> None:
+    low, high = (end.reduce(wide, axis=0) for end in (np.fmin, np.fmax))
+    with np.errstate(invalid="ignore"):
+        close = high - low < CLOSE * np.maximum(abs(low), abs(high))
+    for entry in np.flatnonzero(close):
+        before, after = (len(np.unique(a[np.isfinite(a[:, entry]), entry])) for a in (wide, narrow))
+        if before > max(TELLING, len(wide)) / 2 and after < before / 2:
+            raise MisfitError(
+                f"observable {name!r}, entry {entry}: its values lie between {low[entry]:.17g} and {high[entry]:.17g}, "
+                f"and of {before} different ones float32 keeps {after}: give it less a constant"
+            )
 
 
 def shaped(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:

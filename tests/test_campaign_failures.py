@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from campaign_toys import OBSERVABLES, Toy, content, run
 
-from sbi_dgm import Simulations, unbatched
+from sbi_dgm import Observable, Simulations, unbatched
 from sbi_dgm.errors import DataError
 from sbi_dgm.shards import MESSAGE_BYTES
 from sbi_dgm.simulator import FailedRowsError
@@ -26,6 +26,18 @@ class Patchy(Toy):
         return super().__call__(theta, rng)
 
 
+class Dated(Toy):
+    """x is a day and the first parameter's share of it; or that day alone, in sums that round it differently."""
+
+    def __init__(self, day, rounding=False):
+        super().__init__()
+        self.observables, self.day, self.rounding = {"x": Observable(())}, day, rounding
+
+    def __call__(self, theta, rng):
+        part = theta[:, 0] / 3
+        return part + (self.day - part) if self.rounding else self.day + theta[:, 0]
+
+
 @pytest.mark.parametrize("shard", [0, 3])
 def test_a_shard_that_fails_as_a_whole_changes_no_type_and_no_other_shard(tmp_path, shard):
     well, data = run(tmp_path / "well.h5"), run(tmp_path / "a.h5", simulator=Patchy(shard))
@@ -39,6 +51,22 @@ def test_a_shard_that_fails_as_a_whole_changes_no_type_and_no_other_shard(tmp_pa
     assert np.isnan(data.x(rows)["x"][failed]).all()
     for name in OBSERVABLES:
         np.testing.assert_array_equal(data.x(rows[~failed])[name], well.x(rows[~failed])[name])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_float32_would_make_equal_is_refused(tmp_path, workers):
+    """Times of one day, as Julian dates: float32 knows quarters of a day; less their offset they are kept."""
+    message = (
+        r"simulator 'toy': observable 'x', entry 0: its values lie between 2459000\.\d+ and 2459000\.\d+, and of 40 "
+    )
+    with pytest.raises(DataError, match=message + "different ones float32 keeps [3-5]: give it less a constant"):
+        run(tmp_path / "a.h5", simulator=Dated(2459000.0), workers=workers)
+    assert len(np.unique(run(tmp_path / "b.h5", simulator=Dated(0.0)).x(np.arange(250))["x"])) == 250
+
+
+def test_rounding_of_a_constant_is_no_variation(tmp_path):
+    data = run(tmp_path / "a.h5", simulator=Dated(1.0, rounding=True))
+    assert np.unique(data.x(np.arange(250))["x"]).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("mood", ["raises", "nan"])
