@@ -6,7 +6,6 @@ on with the shards that are missing; and a longer one repeats a shorter one's ro
 whole and then cut.
 """
 
-import json
 import re
 import shutil
 import sys
@@ -20,17 +19,16 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sbi_dgm import shards
 from sbi_dgm import simulator as simulators
 from sbi_dgm.data import format as layout
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
 from sbi_dgm.executors import Pool, require_picklable
-from sbi_dgm.files import write_json
+from sbi_dgm.files import held, read_json, write_json
+from sbi_dgm.progress import Bar
 from sbi_dgm.seeds import sequence
-from sbi_dgm.shards import KEPT, NoSuccessError, Part, Plan, shard
+from sbi_dgm.shards import KEPT, SAME, NoSuccessError, Part, Plan, shard
 from sbi_dgm.simulator import Simulator, reason
 
 NOT_SHARED = "it is said to be done, but there is no file: do the workers share this file system?"
@@ -86,31 +84,37 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     sequence(seed)
     _check_repeats(n, shard_rows, repeats)
     found = simulators.find(simulator)
-    plan, out = Plan(found, seed, shard_rows, repeats), Path(out)
+    plan, out = Plan(found, int(seed), int(shard_rows), int(repeats)), Path(out)
     if executor is None and workers > 1:
         require_picklable(plan, f"simulator {found.name!r}")
     folder = out.with_name(out.name + ".shards")
-    kept = _prepare(out, folder, plan, n, overwrite)
-    if progress and n < shard_rows:
-        tqdm.write(
-            f"{shard_rows} rows are simulated, of which {n} are kept: shard_rows={n} makes no others.", sys.stderr
-        )
-    numbers = range(kept // shard_rows, -(-n // shard_rows))
-    missing = _missing(plan, folder, numbers)
-    with _engine(executor, workers, timeout, len(missing)) as engine:
-        _run(plan, missing, len(numbers) - len(missing), folder, engine, progress)
+    with held(folder):
+        kept = _prepare(out, folder, plan, n, overwrite)
+        if progress and n < shard_rows:
+            Bar.write(
+                f"{shard_rows} rows are simulated, of which {n} are kept: shard_rows={n} makes no others.", sys.stderr
+            )
+        numbers = range(kept // plan.shard_rows, -(-n // plan.shard_rows))
+        missing = _missing(plan, folder, numbers)
+        with _engine(executor, workers, timeout, len(missing)) as engine:
+            _run(plan, missing, len(numbers) - len(missing), folder, engine, progress)
+        _write(out, kept, int(n), plan, folder, numbers)
+    data = Simulations.open(out, prior=found.prior)
+    _tell_failures(data, out)
+    return data
+
+
+def _write(out: Path, kept: int, n: int, plan: Plan, folder: Path, numbers: range) -> None:
+    """The file of n rows, from what is kept of it and the shards, which are removed."""
     parts = [Part(out, kept)] if kept else []
-    parts += [Part(shard(folder, i), min(shard_rows, n - i * shard_rows)) for i in numbers]
+    parts += [Part(shard(folder, i), min(plan.shard_rows, n - i * plan.shard_rows)) for i in numbers]
     try:
-        with _disk(out):
+        with _disk():
             layout.write(out, plan.header(), n, shards.joined(parts))
     except NoSuccessError:
         shutil.rmtree(folder)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    data = Simulations.open(out, prior=found.prior)
-    _tell_failures(data)
-    return data
 
 
 def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, timeout: float | None) -> None:
@@ -126,8 +130,8 @@ def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, tim
 
 
 def _check_repeats(n: int, shard_rows: int, repeats: int) -> None:
-    if repeats < 1:
-        raise OptionError(f"repeats = {repeats}: at least 1 is needed.")
+    if not isinstance(repeats, Integral) or repeats < 1:
+        raise OptionError(f"repeats = {repeats}: a whole number, at least 1, is needed.")
     for name, value in (("n", n), ("shard_rows", shard_rows)):
         if value % repeats:
             below = value // repeats * repeats
@@ -136,20 +140,21 @@ def _check_repeats(n: int, shard_rows: int, repeats: int) -> None:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Where `path` is written: a full disk, and the like, in one sentence."""
+def _disk() -> Iterator[None]:
+    """Where files are written: what of a full disk, and the like, is not lost."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        raise FileError(f"{path} cannot be written: {error}. {KEPT}") from None
+    except FileError as error:
+        raise FileError(f"{error} {KEPT}") from None
 
 
 def _prepare(out: Path, folder: Path, plan: Plan, n: int, overwrite: bool) -> int:
     """Check what lies there already, and sweep; return how many finished rows to keep (whole shards)."""
     if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.glob("[!.]*"):
+            path.unlink()
     spec, note = plan.header().attributes(), folder / "campaign.json"
-    noted = json.loads(note.read_text()) if note.exists() else None
+    noted = read_json(note) if note.exists() else None
     replacing = overwrite or (noted or {}).get("overwrite", False)
     kept = 0 if replacing or not out.exists() else _kept(out, folder, plan, n)
     if noted is not None:
@@ -157,7 +162,7 @@ def _prepare(out: Path, folder: Path, plan: Plan, n: int, overwrite: bool) -> in
     strangers = [] if noted else folder.glob("[0-9]*.h5")
     for path in (*strangers, *folder.glob(".*.part"), *out.parent.glob(f".{escape(out.name)}.*.part")):
         path.unlink(missing_ok=True)
-    with _disk(note):
+    with _disk():
         write_json(note, spec | {"overwrite": replacing})
     return kept
 
@@ -175,7 +180,7 @@ def _kept(out: Path, folder: Path, plan: Plan, n: int) -> int:
 
 
 def _require_same(path: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for key in ("simulator", "prior", "observables"):
+    for key in SAME:
         if wanted[key] != found.get(key):
             raise FileError(
                 f"{path} holds another campaign: its {key} is {found.get(key)}, not {wanted[key]}. "
@@ -189,10 +194,10 @@ def _missing(plan: Plan, folder: Path, numbers: range) -> list[int]:
     missing = []
     for index in numbers:
         path = shard(folder, index)
-        if path.name in there and shards.whole(path, plan.shard_rows):
+        if path.name in there and shards.whole(path, plan):
             continue
         if path.name in there:
-            warnings.warn(f"{path} is damaged: it is drawn again.", stacklevel=3)
+            warnings.warn(f"{path} is damaged, or of another campaign: it is drawn again.", stacklevel=3)
         missing.append(index)
     return missing
 
@@ -211,7 +216,7 @@ def _run(plan: Plan, missing: list[int], done: int, folder: Path, engine: Execut
     """Fill the missing shards; tell which did not come back."""
     rows, failed, lost = plan.shard_rows, 0, dict[int, str]()
     title, total = f"simulating {plan.simulator.name}", (done + len(missing)) * rows
-    with tqdm(desc=title, total=total, initial=done * rows, unit="sim", disable=not progress) as bar:
+    with Bar(desc=title, total=total, initial=done * rows, unit="sim", disable=not progress) as bar:
         for index, outcome in _outcomes(plan, missing, folder.absolute(), engine):
             if isinstance(outcome, Exception):
                 lost[index] = reason(outcome)
@@ -253,7 +258,7 @@ def _outcome(plan: Plan, index: int, task: "Future[int]") -> int | Exception:
         return error
 
 
-def _tell_failures(data: Simulations) -> None:
+def _tell_failures(data: Simulations, path: Path) -> None:
     """Warn how many rows failed, and of what the most; messages that differ by numbers alone are one."""
     failed = len(data) - int(data.valid.sum())
     if not failed:
@@ -266,4 +271,4 @@ def _tell_failures(data: Simulations) -> None:
             counts[kind] += 1
             example.setdefault(kind, message.decode())
     often = f" (most often: {example[counts.most_common(1)[0][0]]})" if counts else ""
-    warnings.warn(f"{data.path}: {failed} of {len(data)} simulations failed{often}.", stacklevel=3)
+    warnings.warn(f"{path}: {failed} of {len(data)} simulations failed{often}.", stacklevel=3)

@@ -131,6 +131,7 @@ def _sample(a: argparse.Namespace) -> None:
     from sbi_dgm.config import of_use
     from sbi_dgm.data.observed import read_observation
     from sbi_dgm.files import atomic, refuse_existing
+    from sbi_dgm.inspection import summarised
     from sbi_dgm.posterior import load
 
     refuse_existing(a.out, a.overwrite)
@@ -156,7 +157,7 @@ def _sample(a: argparse.Namespace) -> None:
     samples.save(a.out, overwrite=a.overwrite)
     figure = (samples.observation(0) if samples.array.ndim == 3 else samples).corner() if a.corner else None
     if samples.array.ndim == 2 and a.n:
-        print(samples.summary().to_string(float_format=lambda v: f"{v:.4g}"))
+        print(summarised(samples))
     if figure is not None:
         with atomic(a.corner) as temporary:
             figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)

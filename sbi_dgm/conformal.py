@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from sbi_dgm.errors import OptionError
+from sbi_dgm.progress import Bar
 from sbi_dgm.univariate import Array
 
 BLOCK_DRAWS = 2**17
@@ -143,7 +143,7 @@ def _beyond(beyond: int, rows: int, draws: int) -> str:
 
 
 def scores(
-    posterior: Any, theta: Array, x: Mapping[str, np.ndarray], draws: int, rng: np.random.Generator, bar: tqdm
+    posterior: Any, theta: Array, x: Mapping[str, np.ndarray], draws: int, rng: np.random.Generator, bar: Bar
 ) -> dict[str, Any]:
     """What regions and intervals rest on, of rows (n, D) that nothing was fitted to, as JSON."""
     dense = {"none": 0, "exact": draws}.get(posterior.density, min(draws, SOLVED))

@@ -5,7 +5,6 @@ resumed ensemble may also have more members than before. A process for each core
 each other use the cores better than threads do within a small network.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,16 +16,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sbi_dgm import job
 from sbi_dgm.errors import FileError, OptionError, TimeLimitError
 from sbi_dgm.estimators.ensemble import assembled
 from sbi_dgm.executors import Pool, require_picklable
-from sbi_dgm.files import write_json
+from sbi_dgm.files import held, read_json, write_json
 from sbi_dgm.job import Job
 from sbi_dgm.model import device_named
 from sbi_dgm.posterior import Posterior, opened
+from sbi_dgm.progress import Bar
 from sbi_dgm.seeds import sequence
 
 MEMBER = 9  # stream of members' seeds
@@ -48,7 +47,8 @@ def train(whole: Job, members: int, workers: int | None = None) -> Posterior:
         if value < 1:
             raise OptionError(f"{name} = {value}: at least 1 is needed.")
     if whole.folder is not None:
-        return _train(whole, whole.folder, members, workers)
+        with held(whole.folder):
+            return _train(whole, whole.folder, members, workers)
     with TemporaryDirectory(prefix="sbi_dgm-members-") as folder:
         return _train(whole, Path(folder), members, workers)
 
@@ -100,7 +100,7 @@ def _refuse_others(whole: Job, folder: Path, members: int) -> None:
 def _members_in(folder: Path) -> int | None:
     """Members of the ensemble in a folder: 0 where there is nothing, None where it is a run of one network."""
     config = folder / "config.json"
-    return json.loads(config.read_text()).get("members") if config.exists() else 0
+    return read_json(config).get("members") if config.exists() else 0
 
 
 def _member(whole: Job, folder: Path, k: int) -> Job:
@@ -121,7 +121,7 @@ def _done(missing: list[Job], workers: int, members: int, whole: Job) -> int:
     """Train them; how many the time did not suffice for."""
     deadline, late = time.time() + whole.limit, 0
     engine: AbstractContextManager[Executor | None] = Pool(workers) if workers > 1 else nullcontext()
-    with engine as pool, tqdm(desc="members", total=members, disable=not whole.progress) as bar:
+    with engine as pool, Bar(desc="members", total=members, disable=not whole.progress) as bar:
         bar.update(members - len(missing))
         for ended in _outcomes([replace(one, beside=workers) for one in missing], pool, deadline):
             late += not ended

@@ -8,11 +8,15 @@ power cut as well.
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from sbi_dgm.errors import FileError
 
@@ -29,6 +33,11 @@ def _flush(path: Path) -> None:
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
 
+    Where `path` is a link, what it points to is replaced.
+
+    Raises:
+        FileError: the disk is full, the folder is read-only, and the like.
+
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> with atomic(folder / "note.txt") as temporary:
@@ -36,16 +45,54 @@ def atomic(path: str | Path) -> Iterator[Path]:
     >>> [p.name for p in folder.iterdir()]
     ['note.txt']
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _told(path):
+        target = Path(path).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+            _flush(target.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: str | Path) -> Iterator[None]:
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FileError(f"{path} cannot be written: {why}.") from None
+
+
+@contextmanager
+def held(what: Path) -> Iterator[None]:
+    """Hold a file or folder that is written to, by a lock beside it, so that no other process or thread writes there.
+
+    Raises:
+        FileError: another one holds it.
+
+    """
+    lock = what.absolute().with_name(f".{what.name}.lock")
+    made = not lock.parent.exists()
+    with _told(what):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        ours = FileLock(lock, timeout=0)
+        try:
+            ours.acquire()
+        except Timeout:
+            raise FileError(f"{what} is being written by another process: let it end, or name another.") from None
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+        ours.release()
+        if made:
+            with suppress(OSError):
+                lock.parent.rmdir()  # where nothing came of it
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -57,6 +104,17 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; keys keep their order."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The table that a JSON file of ours holds, or `FileError`."""
+    try:
+        content = json.loads(require_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged, no JSON can be read from it: {error}.") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path} is damaged: it holds no table but a {type(content).__name__}.")
+    return content
 
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:

@@ -89,8 +89,8 @@ def posterior_draws(
         least: smallest effective share of the proposals.
 
     Raises:
-        ObservationError: x is not finite, or no parameters under the prior explain it, or the proposals do not
-            reach `least` after they were adapted again.
+        ObservationError: x is not finite, or no parameters under the prior explain it, or those that do lie beyond
+            eight of its sd, or the proposals do not reach `least` after they were adapted again.
 
     """
     if not np.isfinite(x).all():
@@ -104,13 +104,25 @@ def posterior_draws(
         z, log_weight = _weighted(exact, proposal, max(PROPOSALS * n, FEWEST), rng)
         record = _judge(log_weight, n)
         if record.effective >= least * record.proposals and record.capped <= CAPPED:
-            return prior.coordinates.inverse(z[distinct(log_weight, n, rng)]), record
+            chosen = z[distinct(log_weight, n, rng)]
+            _require_within(chosen, x)
+            return prior.coordinates.inverse(chosen), record
         proposal = fit_mixture(z, log_weight, rng)
     raise ObservationError(
         f"x = {x}: {record.effective:.0f} of {record.proposals} proposals are effective, a share of {least:g} is"
         f" needed, and {record.capped:.1e} of the posterior is cut, {CAPPED:g} may be: the posterior is no mixture of"
         f" up to {COMPONENTS[-1]} Student's t. Lower `least`, or sample it by other means."
     )
+
+
+def _require_within(z: Array, x: Array) -> None:
+    """`ObservationError` where draws pile up at the |z| beyond which there are no proposals."""
+    share = float((np.abs(z) > EDGE - 0.1).any(1).mean())
+    if share > CAPPED:
+        raise ObservationError(
+            f"x = {x}: {share:.1%} of its posterior lie {EDGE - 0.1:.1f} sd and more from the middle of the prior, whose "
+            "tails end there: give it a wider prior, or check x."
+        )
 
 
 def effective_size(weight: Array) -> float:

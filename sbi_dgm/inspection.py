@@ -1,5 +1,6 @@
 """What a file holds, in words."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ def _samples(path: Path) -> str:
     head = f"{path}: draws {samples.array.shape} of {', '.join(samples.names)}"
     if samples.trust is not None:
         head += f"\ntrust: {samples.trust}"
-    return (
-        head if samples.array.ndim == 3 else f"{head}\n{samples.summary().to_string(float_format=lambda v: f'{v:.4g}')}"
-    )
+    return head if samples.array.ndim == 3 else f"{head}\n{summarised(samples)}"
+
+
+def summarised(samples: Samples) -> str:
+    """The summary of draws as text: each parameter to two digits of its sd, and at least to four in all."""
+    table = samples.summary()
+    digits = [_digits(row["mean"], row["sd"]) for _, row in table.iterrows()]
+    numbers = table.select_dtypes("number")
+    shown = {
+        name: [f"{value:.{n}g}" for value, n in zip(column, digits, strict=True)] for name, column in numbers.items()
+    }
+    return table.assign(**shown).to_string()
+
+
+def _digits(mean: float, sd: float) -> int:
+    """Significant digits of the mean that reach the second of the sd.
+
+    >>> _digits(2459000.5, 0.0010), _digits(0.3, 0.1), _digits(0.0, 1.0)
+    (11, 4, 4)
+    """
+    if not (sd > 0 and mean and math.isfinite(mean / sd)):
+        return 4
+    return max(4, 2 + math.floor(math.log10(abs(mean))) - math.floor(math.log10(sd)))

@@ -1,9 +1,9 @@
 """One training run from checked arguments: read, prepare, train, keep."""
 
-import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from sbi_dgm import companion, options
 from sbi_dgm.data.batches import Noise, named
@@ -26,12 +25,13 @@ from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.embeddings.base import Embedding
 from sbi_dgm.errors import FileError, OptionError, TrainingError, unknown
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Family
-from sbi_dgm.files import write_json
+from sbi_dgm.files import held, read_json, write_json
 from sbi_dgm.gating import gate_of
 from sbi_dgm.loop import Run, Training
 from sbi_dgm.model import Model, device_named, network
 from sbi_dgm.posterior import Posterior
 from sbi_dgm.preparation import prepare, read
+from sbi_dgm.progress import Bar
 from sbi_dgm.tensorboard import curves
 from sbi_dgm.trust import Gate
 from sbi_dgm.weights import row_weights
@@ -74,6 +74,11 @@ class Job:
 
 def train(job: Job) -> Posterior:
     """Do it, or go on with it."""
+    with nullcontext() if job.folder is None else held(job.folder):
+        return _train(job)
+
+
+def _train(job: Job) -> Posterior:
     data, folder, target = job.data, job.folder, device_named(job.device)
     parts = data.split(job.split)
     model = _model(job, parts.train)
@@ -91,14 +96,14 @@ def train(job: Job) -> Posterior:
     if folder is not None:
         _claim(folder, config, job.overwrite)
     if job.progress:
-        tqdm.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
-        tqdm.write(f"embedding: {embeddings.said(model.embedding)}", file=sys.stderr)
+        Bar.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
+        Bar.write(f"embedding: {embeddings.said(model.embedding)}", file=sys.stderr)
         failed = len(data) - int(data.valid.sum())
         if failed:
-            tqdm.write(f"rows: {failed} of {len(data)} are left out: failed, or x is not finite", file=sys.stderr)
+            Bar.write(f"rows: {failed} of {len(data)} are left out: failed, or x is not finite", file=sys.stderr)
     run = Run(untrained, ready.batches, ready.held_out, job.training, job.seed, folder)
-    log = curves(run.at.step, folder) if job.tensorboard and folder is not None else None
-    run.train(job.progress, limit=job.limit, log=log)
+    with curves(run.at.step, folder) if job.tensorboard and folder is not None else nullcontext() as log:
+        run.train(job.progress, limit=job.limit, log=log)
     record = config | _result(run, data, parts, source, len(ready.held_out)) | {"tilted": tilted(job)}
     if isinstance(data, Exchanged):
         record["roles"] = data.roles.describe()
@@ -193,6 +198,8 @@ def _claim(folder: Path, config: dict[str, Any], overwrite: bool) -> None:
         for name in (*RESULTS, "checkpoint", "history.csv", "config.json"):
             (folder / name).unlink(missing_ok=True)
         forget_others(folder)
+    for left in folder.glob(".*.part"):
+        left.unlink()
     write_json(folder / "config.json", config)
 
 
@@ -200,12 +207,14 @@ def forget_others(folder: Path) -> None:
     """Remove what was learned with a run that is now overwritten: its members, each at once, and its likelihood."""
     if (folder / companion.FOLDER / "config.json").exists():
         rmtree(folder / companion.FOLDER)
-    for member in [place.parent for place in folder.glob("members/*/config.json")]:
-        rmtree(member.rename(member.with_name(f".{member.name}.part")))
+    for member in [place.parent for place in folder.glob("members/[!.]*/config.json")]:
+        member.rename(member.with_name(f".{member.name}.part"))
+    for left in folder.glob("members/.*.part"):
+        rmtree(left)
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:
-    found = json.loads((folder / "config.json").read_text())
+    found = read_json(folder / "config.json")
     for key, value in config.items():
         if key != "data" and found.get(key) != value:
             raise TrainingError(f"{folder} was started with {key} = {found.get(key)}, not {value}: resume as it was.")
@@ -217,7 +226,7 @@ def _as_before(folder: Path | None, resume: bool, reading: Reading) -> Reading:
     """A resumed run reads as it did, whatever is free today."""
     if not resume or folder is None or reading.mode != "auto" or not (folder / "config.json").exists():
         return reading
-    return Reading(**json.loads((folder / "config.json").read_text()).get("reading", {}))
+    return Reading(**read_json(folder / "config.json").get("reading", {}))
 
 
 def _mean_one(weight: np.ndarray | None, parts: Split) -> np.ndarray | None:

@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from sbi_dgm.diagnostics.findings import Report
 from sbi_dgm.files import atomic, write_json
+from sbi_dgm.progress import Bar
 from sbi_dgm.sections import Section, sections
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def write(report: Report, folder: Path, *, progress: bool = False) -> None:
     """Write index.html, report.json, and the figures as PNG and PDF into `figures/`."""
     parts, pictures = sections(report), {}
     write_json(folder / "report.json", report.to_json())
-    for part in tqdm(parts, desc="figures", disable=not progress):
+    for part in Bar(parts, desc="figures", disable=not progress):
         if part.draw is not None:
             pictures[part.name] = _drawn(folder / "figures" / part.name, part.draw())
     with atomic(folder / "index.html") as temporary:

@@ -44,7 +44,7 @@ def corner(layers: Mapping[str, Array], titles: Sequence[str], truth: Sequence[f
     size = max(4.0, 2.3 * len(titles))
     figure = Figure(figsize=(size, size))
     everything = np.concatenate(list(layers.values()))
-    spans = [tuple(span) for span in np.quantile(everything, [0.0001, 0.9999], axis=0).T]
+    spans = [tuple(span) for span in np.quantile(everything, [0.001, 0.999], axis=0).T]
     for position, (draws, colour) in enumerate(zip(layers.values(), COLOURS, strict=False)):
         corner_package.corner(
             draws,

@@ -5,10 +5,12 @@ statistically independent for different keys and identical for equal ones, so th
 row can be drawn again without replaying what came before it.
 """
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,11 @@ from sbi_dgm.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
+
+
+_lent = RLock()  # torch's global generator serves one thread at a time
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lent.acquire, after_in_parent=_lent.release, after_in_child=_lent.release)
 
 
 def fresh(seed: int | None) -> int:
@@ -52,12 +59,12 @@ def lending(seed: int, *keys: int, device: "torch.device | str" = "cpu") -> Iter
     """Let torch's layers draw from (seed, *keys); the global state is as before afterwards.
 
     `torch.nn` knows only the global generator, for initial weights and for dropout (a user's embedding may have
-    some): this is the one place that lends it.
+    some): this is the one place that lends it, to one thread at a time.
     """
     import torch
 
     place = torch.device(device)
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+    with _lent, torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         state = _state(seed, *keys)
         torch.default_generator.manual_seed(state)  # torch.manual_seed would touch every device
         if place.type == "cuda":

@@ -30,6 +30,7 @@ from sbi_dgm.simulator import (
     shaped,
 )
 
+SAME = ("simulator", "prior", "observables")  # of a header, in all shards of a campaign
 KEPT = "The finished shards are kept; the same call again goes on."
 MESSAGE_BYTES = 120
 MESSAGE = h5py.string_dtype("utf-8", MESSAGE_BYTES)
@@ -81,8 +82,8 @@ def fill(plan: Plan, index: int, folder: Path) -> int:
     block = draw(plan, index)
     try:
         layout.write(shard(folder, index), plan.header(), plan.shard_rows, [block])
-    except (OSError, RuntimeError) as error:
-        raise FileError(f"{plan.rows(index)} cannot be written to {folder}: {error}. {KEPT}") from None
+    except FileError as error:
+        raise FileError(f"{plan.rows(index)}: {error} {KEPT}") from None
     return int((block["valid"] == 0).sum())
 
 
@@ -173,11 +174,13 @@ def _messages(errors: dict[int, BaseException], rows: int) -> np.ndarray:
     return messages
 
 
-def whole(path: Path, rows: int) -> bool:
-    """Whether a shard can be read, every checksum included."""
+def whole(path: Path, plan: Plan) -> bool:
+    """Whether a shard is of the plan and can be read, every checksum included."""
     try:
-        columns = layout.read(path)[1]
-        return all(len(column[:]) == rows for column in columns.values())
+        header, columns = layout.read(path)
+        found, wanted = header.attributes(), plan.header().attributes()
+        same = all(found.get(key) == wanted[key] for key in SAME)
+        return same and all(len(column[:]) == plan.shard_rows for column in columns.values())
     except (FileError, DataError):
         return False
 

@@ -1,6 +1,7 @@
 """Curves of a run for TensorBoard, an extra of the package."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from sbi_dgm.errors import OptionError
 from sbi_dgm.loop import Log
 
 
-def curves(step: int, folder: Path) -> Log:
+@contextmanager
+def curves(step: int, folder: Path) -> Iterator[Log]:
     """A writer of history rows to `folder/tensorboard`, from `step` on: one curve for each figure and phase.
 
     Raises:
@@ -19,7 +21,6 @@ def curves(step: int, folder: Path) -> Log:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise OptionError("TensorBoard is not installed: pip install 'sbi_dgm[tensorboard]'.") from None
-    writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
     def write(row: Mapping[str, Any]) -> None:
         for name, value in row.items():
@@ -27,4 +28,5 @@ def curves(step: int, folder: Path) -> Log:
                 writer.add_scalar(f"{name}/{row['phase']}", value, row["step"])
         writer.flush()
 
-    return write
+    with SummaryWriter(folder / "tensorboard", purge_step=step + 1) as writer:
+        yield write

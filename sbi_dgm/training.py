@@ -11,7 +11,6 @@ from types import NoneType
 from typing import Any, Literal, overload
 
 from torch import nn
-from tqdm import tqdm
 
 from sbi_dgm import companion, ensemble, job, options, recipe
 from sbi_dgm.data.batches import Noise
@@ -27,7 +26,9 @@ from sbi_dgm.job import Job
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.loop import Training
 from sbi_dgm.posterior import Posterior, opened
+from sbi_dgm.progress import Bar
 from sbi_dgm.refinement import Refined
+from sbi_dgm.seeds import sequence
 
 
 @overload
@@ -133,8 +134,12 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     if learn not in LEARN:
         raise OptionError(unknown("role", learn, LEARN))
     _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training, split=split, reading=reading)
+    _require_names(parameters)
     data.require_rows(parameters)
     _refuse_unused(data, rate, members, workers)
+    if resume and overwrite:
+        raise OptionError("resume goes on with what is there, and overwrite starts again: choose one of them.")
+    sequence(seed)
     if learn != "posterior":
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
     folder, split = None if out is None else Path(out), split or SplitRule()
@@ -152,7 +157,7 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         noise,
         rate,
         device,
-        seed,
+        int(seed),
         folder,
         resume,
         overwrite,
@@ -168,7 +173,7 @@ def _recommended(
 ) -> Family:
     choice = recipe.recommended(learn, data, len(data.split(split).train), parameters)
     if tell:
-        tqdm.write(f"estimator: {choice.why}", file=sys.stderr)
+        Bar.write(f"estimator: {choice.why}", file=sys.stderr)
     return choice.family
 
 
@@ -236,6 +241,11 @@ def _require_kinds(**given: object) -> None:
         kinds, wanted = KINDS[name]
         if not isinstance(value, kinds):
             raise OptionError(f"{name} is {reprlib.repr(value)}: give {wanted}.")
+
+
+def _require_names(parameters: Sequence[str] | None) -> None:
+    if parameters is not None and (isinstance(parameters, str) or not list(parameters)):
+        raise OptionError(f"parameters = {parameters!r}: give a list of names, or leave it out for all of them.")
 
 
 def _refuse_unused(data: Simulations, rate: bool, members: int, workers: int | None) -> None:

@@ -29,13 +29,13 @@ class Patchy(Toy):
 class Dated(Toy):
     """x is a day and the first parameter's share of it; or that day alone, in sums that round it differently."""
 
-    def __init__(self, day, rounding=False):
+    def __init__(self, day, rounding=False, part=1.0):
         super().__init__()
-        self.observables, self.day, self.rounding = {"x": Observable(())}, day, rounding
+        self.observables, self.day, self.rounding, self.part = {"x": Observable(())}, day, rounding, part
 
     def __call__(self, theta, rng):
         part = theta[:, 0] / 3
-        return part + (self.day - part) if self.rounding else self.day + theta[:, 0]
+        return part + (self.day - part) if self.rounding else self.day + self.part * theta[:, 0]
 
 
 @pytest.mark.parametrize("shard", [0, 3])
@@ -62,6 +62,14 @@ def test_what_float32_would_make_equal_is_refused(tmp_path, workers):
     with pytest.raises(DataError, match=message + "different ones float32 keeps [3-5]: give it less a constant"):
         run(tmp_path / "a.h5", simulator=Dated(2459000.0), workers=workers)
     assert len(np.unique(run(tmp_path / "b.h5", simulator=Dated(0.0)).x(np.arange(250))["x"])) == 250
+
+
+def test_what_float32_would_make_zero_is_refused(tmp_path):
+    with pytest.raises(
+        DataError, match=r"'x', entry 0: all its values lie between .*float32 begins at 1e-38: give it in"
+    ):
+        run(tmp_path / "a.h5", simulator=Dated(1e-47, part=1e-47))
+    assert (run(tmp_path / "b.h5", simulator=Dated(0.0, part=0.0)).x(np.arange(250))["x"] == 0).all()
 
 
 def test_rounding_of_a_constant_is_no_variation(tmp_path):

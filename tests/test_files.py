@@ -3,11 +3,12 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sbi_dgm.errors import FileError
-from sbi_dgm.files import atomic, refuse_existing, require_file, write_json, write_text
+from sbi_dgm.files import atomic, held, read_json, refuse_existing, require_file, write_json, write_text
 
 OLD, NEW = "the old content", "the new content, longer than the old"
 ATOMIC = """
@@ -109,3 +110,60 @@ def test_a_missing_file_is_named(tmp_path):
     for absent in (tmp_path / "absent", tmp_path):
         with pytest.raises(FileError, match=str(absent)):
             require_file(absent)
+
+
+def test_threads_that_write_one_file_take_turns(tmp_path):
+    path, contents = tmp_path / "a.json", [{"n": [k] * 500} for k in range(4)]
+
+    def write(content):
+        for _ in range(30):
+            write_json(path, content)
+            assert read_json(path) in contents
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, contents))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "there.txt").write_text(OLD)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there.txt")
+    write_text(tmp_path / "link.txt", NEW)
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "there.txt").read_text() == NEW
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text(OLD)
+    for path, why in (
+        (tmp_path / "file" / "a.txt", "Not a directory|File exists"),
+        (tmp_path / ("n" * 300), "too long"),
+    ):
+        with pytest.raises(FileError, match=rf"cannot be written: .*({why})"):
+            write_text(path, NEW)
+
+
+def test_one_holds_a_folder_at_a_time_and_leaves_no_trace(tmp_path):
+    with held(tmp_path / "new" / "run"):
+        with (
+            pytest.raises(FileError, match="run is being written by another process: let it end"),
+            held(tmp_path / "new" / "run"),
+        ):
+            pass
+        code = (
+            "import sys; from pathlib import Path; from sbi_dgm.files import held; held(Path(sys.argv[1])).__enter__()"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "new" / "run")], capture_output=True, text=True, check=False
+        )
+        assert "is being written by another process" in other.stderr
+    with held(tmp_path / "new" / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", "[" * 100_000])
+def test_json_that_is_no_table_is_damaged(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="latin-1")
+    with pytest.raises(FileError, match=r"a\.json is damaged"):
+        read_json(tmp_path / "a.json")

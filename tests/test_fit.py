@@ -35,6 +35,10 @@ def test_some_of_the_parameters_can_be_inferred_in_any_order():
         ({"estimator": Flow}, r"estimator is <class .*Flow'>: give a family's name, or its options"),
         ({"training": {"batch_size": 64}}, r"training is \{'batch_size': 64\}: give Training"),
         ({"rate": True}, "keeps the cross section in event weights, of which these simulations have none"),
+        ({"parameters": []}, r"parameters = \[\]: give a list of names, or leave it out"),
+        ({"parameters": "ab"}, "parameters = 'ab': give a list of names"),
+        ({"resume": True, "overwrite": True}, "choose one of them"),
+        ({"seed": 1.5}, "seed = 1.5: give a whole number"),
         ({"workers": 4}, "workers = 4 train members, and there is one"),
     ],
 )

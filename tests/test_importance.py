@@ -277,3 +277,13 @@ def test_too_few_effective_proposals_are_refused_with_numbers_and_remedy():
 def test_what_has_no_posterior_is_refused(x, log_likelihood, sentence):
     with pytest.raises(ObservationError, match=sentence):
         posterior_draws(log_likelihood, independent(3), x, 10, rng())
+
+
+def test_a_posterior_beyond_the_priors_tail_is_refused_and_one_within_is_right():
+    def log_likelihood(centre):
+        return lambda theta, x: stats.norm(centre, 0.05).logpdf(theta[:, 0])
+
+    draws, _ = posterior_draws(log_likelihood(7.0), independent(1), X, N, rng())
+    assert abs(draws.mean() - 7.0 / (1 + 0.05**2)) < 4 * 0.05 / np.sqrt(N)
+    with pytest.raises(ObservationError, match=r"% of its posterior lie 8\.1 sd and more from the middle of the prior"):
+        posterior_draws(log_likelihood(9.0), independent(1), X, N, rng())

@@ -1,13 +1,17 @@
 """Runs that end at a time limit and go on, the status line's time left, and curves for TensorBoard."""
 
 import math
+import subprocess
+import sys
+import threading
 
 import pytest
 from test_cli import SMALL, command
 from training_toys import BRIEF, check_same, curve, fit
 
 from sbi_dgm import loop
-from sbi_dgm.errors import OptionError, TimeLimitError
+from sbi_dgm.errors import FileError, OptionError, TimeLimitError
+from sbi_dgm.files import held
 from sbi_dgm.loop import Progress, Run
 
 
@@ -106,3 +110,34 @@ def test_the_command_ends_with_code_three_and_goes_on(tmp_path, capsys):
     for wrong in ("soon", "-3m", "0", "2w", "inf"):
         assert command(*words, "--overwrite", f"--max-time={wrong}") == 2
         assert "2h" in capsys.readouterr().err
+
+
+def test_curves_leave_no_thread_behind(tmp_path):
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    for name in ("a", "b"):
+        fit(training=BRIEF, out=tmp_path / name, tensorboard=True)
+    assert set(threading.enumerate()) <= before
+
+
+def test_bars_leave_the_process_as_it_was():
+    """tqdm's own start a thread, and a lock that fixes how processes begin."""
+    code = (
+        "import multiprocessing, threading\nfrom {module} import {name}\n"
+        "for shown in (True, False):\n    list({name}(range(3), disable=shown))\n"
+        "{name}.write('said')\nmultiprocessing.set_start_method('spawn')\nassert threading.active_count() == 1\n"
+    )
+
+    def ends_well(**of):
+        return not subprocess.run(
+            [sys.executable, "-c", code.format(**of)], capture_output=True, check=False
+        ).returncode
+
+    assert ends_well(module="sbi_dgm.progress", name="Bar")
+    assert not ends_well(module="tqdm", name="tqdm")
+
+
+def test_one_folder_has_one_run_at_a_time(tmp_path):
+    with held(tmp_path / "run"), pytest.raises(FileError, match="is being written by another process"):
+        fit(training=BRIEF, out=tmp_path / "run")
+    fit(training=BRIEF, out=tmp_path / "run")

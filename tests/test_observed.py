@@ -1,10 +1,11 @@
 """Observations from files: the same numbers from every format, and one sentence where there are none."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sbi_dgm import Observable, Simulations
-from sbi_dgm.data.observed import read_observation
+from sbi_dgm.data.observed import observed_arrays, read_observation
 from sbi_dgm.errors import FileError, ObservationError, SbiError
 
 X = np.array([1.5, -2.25e-7, 3e10, 0.1])
@@ -126,3 +127,17 @@ def test_a_pickle_in_an_array_is_not_opened(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SbiError, match=r"there is no file .*nothing\.npy"):
         read_observation(tmp_path / "nothing.npy", VECTOR)
+
+
+def test_columns_of_a_frame_go_by_name():
+    """Trained on u and v, asked with v and u: the numbers of u stay those of u."""
+    x = np.arange(120.0).reshape(60, 2)
+    data = Simulations.from_arrays(x[:, :1], pd.DataFrame(x, columns=["u", "v"]))
+    known, dtypes = data.observables, {"x": "<f8"}
+    assert known["x"].names == ("u", "v")
+    turned = pd.DataFrame(x[:3, ::-1], columns=["v", "u"])
+    np.testing.assert_array_equal(observed_arrays(turned, known, dtypes)[0]["x"], x[:3])
+    np.testing.assert_array_equal(observed_arrays(turned.iloc[1], known, dtypes)[0]["x"], x[1:2])
+    np.testing.assert_array_equal(observed_arrays(pd.Series(x[2]), known, dtypes)[0]["x"], x[2:3])
+    with pytest.raises(ObservationError, match=r"has columns \['v', 'w'\]; expected \['u', 'v'\]"):
+        observed_arrays(turned.rename(columns={"u": "w"}), known, dtypes)

@@ -1,5 +1,7 @@
 """Streams by (seed, keys): equal for equal names, independent for others, and no global state."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -109,3 +111,21 @@ def test_fresh_keeps_a_seed_and_invents_distinct_ones():
     seeds = [fresh(None) for _ in range(20)]
     assert len(set(seeds)) == 20
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_threads_borrow_the_global_generator_one_after_the_other():
+    """Four at once draw what each draws alone, and leave the generator as it was."""
+
+    def drawn(seed):
+        with lending(seed):
+            found = []
+            for _ in range(50):
+                found.append(torch.rand(1).item())
+                time.sleep(1e-4)
+        return found
+
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(drawn, range(4)))
+    assert together == [drawn(seed) for seed in range(4)]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import AbstractContextManager, nullcontext
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sbi_dgm.benchmark import cells
 from sbi_dgm.benchmark.cells import Cell
@@ -16,6 +16,8 @@ from sbi_dgm.benchmark.suite import Suite
 from sbi_dgm.benchmark.table import Results
 from sbi_dgm.errors import OptionError
 from sbi_dgm.executors import Pool, require_picklable
+from sbi_dgm.kinds import is_a, number, whole
+from sbi_dgm.progress import Bar
 
 
 def run_benchmark(
@@ -51,8 +53,11 @@ def run_benchmark(
         print(results.table())
 
     """
-    if workers < 1:
-        raise OptionError(f"workers = {workers}: at least 1 is needed.")
+    is_a("suite", suite, Suite, "a Suite")
+    is_a("out", out, (str, PathLike), "a folder")
+    workers = whole("workers", workers, 1)
+    if timeout is not None and not number("timeout", timeout) > 0:
+        raise OptionError(f"timeout = {timeout}: give seconds above 0.")
     if timeout is not None and (executor is not None or workers < 2):
         raise OptionError("timeout holds for our own pool alone: pass workers=2 or more, and no executor.")
     folder, wanted = Path(out).absolute(), suite.cells(device)
@@ -60,7 +65,7 @@ def run_benchmark(
     missing = [cell for cell in wanted if cell.path(folder) not in found]
     with (
         _engine(executor, min(workers, len(missing)), timeout) as engine,
-        tqdm(desc="benchmark", total=len(wanted), initial=len(found), unit="cell", disable=not progress) as bar,
+        Bar(desc="benchmark", total=len(wanted), initial=len(found), unit="cell", disable=not progress) as bar,
     ):
         for cell, content in _outcomes(missing, folder, engine):
             found[cell.path(folder)] = content

@@ -40,7 +40,7 @@ class Handle:
     _lock, _latest = Lock(), WeakKeyDictionary["Handle", None]()
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()
         self._file: h5py.File | None = None
         self._owner = 0
 

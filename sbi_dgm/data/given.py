@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from sbi_dgm.data.columns import native
 from sbi_dgm.data.format import Header
@@ -12,13 +11,41 @@ from sbi_dgm.errors import DataError, unknown
 from sbi_dgm.simulator import reason
 
 
-def array(values: ArrayLike) -> np.ndarray:
-    """An array in this machine's byte order, whose truth values are 0 and 1."""
+def array(values: Any, name: str = "x") -> np.ndarray:
+    """An array in this machine's byte order, whose truth values are 0 and 1; what a mask hides is NaN."""
     try:
-        found = np.asarray(values)
+        found = unmasked(values.detach().cpu().numpy() if hasattr(values, "detach") else values, name)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"x is no array of numbers: {reason(error)}.") from None
+        raise DataError(f"{name} is no array of numbers: {reason(error)}.") from None
     return found.astype(native(found.dtype), copy=False)
+
+
+def unmasked(values: Any, name: str) -> np.ndarray:
+    """The values, NaN where a mask hides them; `DataError` for whole numbers, of which none says so."""
+    if not np.ma.is_masked(values):
+        return np.asarray(values)
+    if values.dtype.kind != "f":
+        raise DataError(
+            f"{name} has dtype {values.dtype} and hides {int(values.mask.sum())} values by a mask: fill them."
+        )
+    return np.asarray(values.filled(np.nan))
+
+
+def numbers_of(rows: Any, count: int) -> np.ndarray:
+    """Ascending numbers of rows below `count`, also from (count,) of True and False; else `DataError`."""
+    found = np.asarray(rows)
+    if found.dtype == bool and found.shape == (count,):
+        return np.flatnonzero(found)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise DataError(
+            f"rows of shape {found.shape} and dtype {found.dtype}: give numbers of rows, or ({count},) of bool."
+        )
+    bad = np.flatnonzero((found < 0) | (found >= count))
+    if len(bad):
+        raise DataError(f"rows: number {found[bad[0]]} at place {bad[0]} is not among 0 to {count - 1}.")
+    if (np.diff(found.astype(np.int64)) < 0).any():
+        raise DataError("rows: their numbers must ascend, so that a file is read from front to back: sort them.")
+    return found.astype(np.int64)
 
 
 def suited(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -31,6 +58,12 @@ def suited(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     for where in np.argwhere(lost)[:1]:
         raise DataError(f"rows to append: {name} row {where[0]} holds {values[tuple(where)]}, which is no {dtype}.")
     return found
+
+
+def titles(values: Any) -> tuple[str, ...]:
+    """Names of the columns of a frame, or of the entries of a series of pandas; none of anything else."""
+    labels = getattr(values, "columns", getattr(values, "index", None)) if hasattr(values, "to_numpy") else None
+    return () if labels is None or labels.dtype.kind in "iuf" else tuple(str(label) for label in labels)
 
 
 def framed(frame: Any, names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:

@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from sbi_dgm.data.columns import Column, absent_rows
 from sbi_dgm.data.foreign import Layout, observed
 from sbi_dgm.data.format import is_ours
-from sbi_dgm.data.given import framed
+from sbi_dgm.data.given import array, framed, titles
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.errors import FileError, ObservationError
+from sbi_dgm.errors import DataError, FileError, ObservationError
 from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
 from sbi_dgm.simulator import reason
@@ -96,7 +96,7 @@ def observed_arrays(
         if given[name] is None:
             _require_optional(name, observable)
             continue
-        a = _as_real(np.asarray(given[name]))
+        a = _as_real(_array(_by_name(given[name], observable.names), name))
         single.add(a.shape == observable.shape)
         if observable.shape not in (a.shape, a.shape[1:]):
             expected = f"{observable.shape} for one observation or {('B', *observable.shape)} for a stack"
@@ -109,6 +109,23 @@ def observed_arrays(
         name: np.full((rows, *known[name].shape), np.nan, _floats(dtypes[name])) for name in set(known) - set(arrays)
     }
     return {name: (arrays | gone)[name] for name in known}, single.pop() if single else True
+
+
+def _by_name(values: Any, names: Sequence[str]) -> Any:
+    """A frame or series of pandas with its numbers in the order of `names`; anything else as it comes."""
+    labels = titles(values)
+    if not names or not labels:
+        return values
+    if set(labels) != set(names):
+        raise ObservationError(f"the observation has columns {list(labels)}; expected {list(names)}.")
+    return values.to_numpy()[..., [labels.index(name) for name in names]]
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    try:
+        return array(values, f"the observable {name!r}")
+    except DataError as error:
+        raise ObservationError(str(error)) from None
 
 
 def parameters_of(theta: Any, names: Sequence[str]) -> Array:

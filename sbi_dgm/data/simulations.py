@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +17,12 @@ from sbi_dgm.data.agreement import Agreement, against_failures, against_prior
 from sbi_dgm.data.columns import Column, blocks, gather, joined, usable_rows
 from sbi_dgm.data.foreign import Layout, widen
 from sbi_dgm.data.format import DTYPES, Header, cast
-from sbi_dgm.data.given import array, check_columns, check_shapes, framed, names_of, suited
+from sbi_dgm.data.given import array, check_columns, check_shapes, framed, names_of, numbers_of, suited, titles
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
 from sbi_dgm.data.tables import Table
 from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, unknown
-from sbi_dgm.files import matching, refuse_existing
+from sbi_dgm.files import held, matching, refuse_existing
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior, known, same
 from sbi_dgm.univariate import Array
@@ -57,7 +56,8 @@ class Simulations:
         path: Path | None = None,
         layout: Layout | None = None,
     ) -> None:
-        self.header, self.columns, self.prior, self.path, self.layout = header, dict(columns), prior, path, layout
+        self.header, self.columns, self.prior, self.layout = header, dict(columns), prior, layout
+        self.path = None if path is None else path.absolute()
 
     @classmethod
     def open(
@@ -121,7 +121,7 @@ class Simulations:
 
         Args:
             theta: (N, D); columns of a pandas frame go by their names.
-            x: (N, ...), or several by name.
+            x: (N, ...), or several by name; columns of a frame name its numbers, as they do in observations.
             prior: of theta; gives the names too.
             names: of the parameters, where there is no prior.
             observables: units and labels by name; shapes are taken from x where absent.
@@ -134,8 +134,9 @@ class Simulations:
         """
         if hasattr(theta, "columns") and hasattr(theta, "to_numpy"):
             theta, names = framed(theta, names if prior is None else prior.names)
-        arrays = {name: array(a) for name, a in (x.items() if isinstance(x, Mapping) else [("x", x)])}
-        given = {"theta": np.asarray(theta)} | {f"x/{name}": a for name, a in arrays.items()}
+        seen = dict(x) if isinstance(x, Mapping) else {"x": x}
+        arrays = {name: array(a) for name, a in seen.items()}
+        given = {"theta": array(theta, "theta")} | {f"x/{name}": a for name, a in arrays.items()}
         given |= {name: np.asarray(a) for name, a in {"valid": valid, **columns}.items() if a is not None}
         for name in columns:
             if name not in DTYPES:
@@ -144,7 +145,8 @@ class Simulations:
         parameters = (
             prior.parameters if prior else tuple(Parameter(n) for n in names_of(names, given["theta"].shape[1]))
         )
-        shapes = {name: Observable(a.shape[1:]) for name, a in arrays.items()} | dict(observables or {})
+        shapes = {name: Observable(a.shape[1:], names=titles(seen[name])) for name, a in arrays.items()}
+        shapes |= dict(observables or {})
         header = Header(parameters, shapes, prior.describe() if prior else None)
         check_shapes(header, given)
         finite = np.all([usable_rows(a, shapes[name].optional) for name, a in arrays.items()], axis=0)
@@ -174,21 +176,29 @@ class Simulations:
         return type(self).open(path, prior=self.prior)
 
     def append(self, theta: ArrayLike, x: ArrayLike | Mapping[str, ArrayLike], **described: object) -> "Simulations":
-        """Simulations with more rows behind these; where these are a file, the file grows, atomically."""
-        if self.layout is not None:
+        """Simulations with more rows behind these; where these are a file, the file as it is now grows, atomically."""
+        if self.path is None:
+            return self._with(theta, x, described)
+        if self.layout is not None or matching(self.path) != [self.path]:
             raise FileError(f"{self.path} is not ours to change: save() the simulations to a file of their own first.")
+        with held(self.path):
+            now = type(self).open(self.path, prior=self.prior)
+            return now._with(theta, x, described).save(self.path, overwrite=True)
+
+    def _with(self, theta: ArrayLike, x: ArrayLike | Mapping[str, ArrayLike], described: dict[str, object]) -> Self:
+        """These rows, read when asked for, and more behind them."""
         described = {"prior": self.prior, "names": self.names, "observables": self.observables, **described}
         more = type(self).from_arrays(theta, x, **described)  # type: ignore[arg-type]
         strange = set(self.columns) ^ set(more.columns)
+        if "seed" in strange:
+            raise DataError("rows of a campaign come from their seeds: ask simulate() for more of them, a larger n.")
         if strange:
             raise DataError(f"rows to append must have the same columns: only one side has {sorted(strange)}.")
         new = {name: suited(name, more.columns[name][:], column.dtype) for name, column in self.columns.items()}
         if self.path is None:
-            joined = {name: np.concatenate([column[:], new[name]]) for name, column in self.columns.items()}
-            return type(self)(self.header, joined, self.prior).checked()
-        both = chain(blocks(self.columns, 0, len(self)), blocks(new, 0, len(more)))
-        native.write(self.path, self.header, len(self) + len(more), both)
-        return type(self).open(self.path, prior=self.prior)
+            both = {name: np.concatenate([column[:], new[name]]) for name, column in self.columns.items()}
+            return type(self)(self.header, both, self.prior).checked()
+        return type(self)(self.header, {name: joined([c, new[name]]) for name, c in self.columns.items()}, self.prior)
 
     def __len__(self) -> int:
         return self.columns["theta"].shape[0]
@@ -242,7 +252,8 @@ class Simulations:
         return np.asarray(self.columns[name][:]) if name in self.columns else None
 
     def x(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The observables of the given rows (ascending), by name."""
+        """The observables of the given rows, by name: ascending numbers, or (N,) of True and False."""
+        rows = numbers_of(rows, len(self))
         return {name: gather(self.columns[f"x/{name}"], rows) for name in self.observables}
 
     def split(self, rule: SplitRule, rows: int | None = None) -> Split:

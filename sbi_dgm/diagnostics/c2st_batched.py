@@ -20,17 +20,16 @@ average (benchmarks/classifiers.py); also those of an observation alone and of t
 from collections.abc import Iterator
 from itertools import pairwise
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sbi_dgm.diagnostics.c2st import standardised
 from sbi_dgm.errors import DataError
 from sbi_dgm.model import device_named
+from sbi_dgm.progress import Bar
 from sbi_dgm.univariate import Array
 
 BATCH, L2 = 200, 1e-4
@@ -71,7 +70,7 @@ def c2st_batched(
     held_out, place = fold_rows(both.shape[1], folds, seed), device_named(device)
     dtype, chunk = torch.float64 if exact else torch.float32, max(1, MEMORY // (folds * both[0].nbytes))
     found = []
-    with tqdm(total=len(both) * folds, desc="c2st", unit="network", disable=not progress) as bar:
+    with Bar(total=len(both) * folds, desc="c2st", unit="network", disable=not progress) as bar:
         for i in range(0, len(both), chunk):
             some = torch.as_tensor(both[i : i + chunk], dtype=dtype, device=place)
             found.append(accuracies(some, held_out, seed, bar).mean(1))
@@ -95,7 +94,7 @@ def fold_rows(rows: int, folds: int, seed: int) -> list[NDArray[np.int_]]:
     return [np.sort(part) for part in np.array_split(order, folds)]
 
 
-def accuracies(both: Tensor, held_out: list[NDArray[np.int_]], seed: int, bar: "tqdm[Any] | None" = None) -> Array:
+def accuracies(both: Tensor, held_out: list[NDArray[np.int_]], seed: int, bar: "Bar | None" = None) -> Array:
     """Accuracy (B, folds) on the held-out rows of each fold, for both sets of draws (B, 2 S, D), standardised."""
     observations, rows = both.shape[:2]
     label = torch.ones(rows, 1, dtype=both.dtype, device=both.device)
