@@ -19,6 +19,8 @@ from numpy.typing import DTypeLike
 from sbi_dgm.errors import PriorError
 from sbi_dgm.univariate import EDGE, Array, Distribution, standard_normal_log_prob
 
+ULP = 2.0**-52
+
 
 class Coordinates(Protocol):
     """v (..., D) <-> z (..., D)."""
@@ -92,10 +94,9 @@ class Affine(_Box):
 class Cube:
     """v = from_cube(Phi(z)): a user's map between the unit cube and the support (nested samplers' convention).
 
-    The log-determinant comes from central differences of `from_cube` in z, with a relative error near 1e-8.
+    The log-determinant comes from differences of `from_cube` over a share (eps / q)^(1/3) of the distance q to the
+    nearer face of the cube, where truncation and rounding err alike: by about 1e-10 at q = 1/2, 1e-5 at q = 1e-8.
     """
-
-    step = 1e-5
 
     def __init__(self, from_cube: Callable[[Array], Array], to_cube: Callable[[Array], Array], dimension: int) -> None:
         self.from_cube, self.to_cube = from_cube, to_cube
@@ -103,10 +104,14 @@ class Cube:
 
     def forward(self, v: Array) -> tuple[Array, Array]:
         z = np.clip(scipy.special.ndtri(self.to_cube(v)), -EDGE, EDGE)
-        shifts = self.step * np.eye(v.shape[-1])
-        ahead, behind = (self.inverse(z[..., None, :] + sign * shifts) for sign in (1, -1))
-        _, log_det = np.linalg.slogdet((ahead - behind) / (2 * self.step))
-        return z, -log_det
+        u = scipy.special.ndtr(z)
+        distance = np.minimum(u, 1 - u)
+        step = distance * np.minimum((ULP / distance) ** (1 / 3), 0.1) + 2 * ULP * u
+        ahead, behind = np.minimum(u + step, 1 - ULP / 2), np.maximum(u - step, u / 2)
+        one = np.eye(v.shape[-1], dtype=bool)
+        above, below = (self.from_cube(np.where(one, at[..., None], u[..., None, :])) for at in (ahead, behind))
+        _, log_det = np.linalg.slogdet((above - below) / (ahead - behind)[..., None])
+        return z, -log_det - standard_normal_log_prob(z)
 
     def inverse(self, z: Array) -> Array:
         return self.from_cube(scipy.special.ndtr(z))
