@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from sbi_dgm.errors import OptionError, SbiError, unknown
+from sbi_dgm.kinds import is_a, number, several, text
 from sbi_dgm.parameters import Observable
 from sbi_dgm.priors import Prior
 from sbi_dgm.simulator import MisfitError, one_by_one, reason, shaped
@@ -66,14 +67,14 @@ class CommandSimulator:
         timeout: float | None = None,
         version: str = "",
     ) -> None:
-        if isinstance(command, str) or not command:
-            raise OptionError(f"command = {command!r}: give a list of arguments, such as ['./toy', '{{seed}}'].")
-        command = [str(argument) for argument in command]
-        output = str(output) if isinstance(output, Path) else output
-        self.name, self.prior, self.observables, self.timeout = name, prior, dict(observables), timeout
-        self.version = version or shlex.join(command)
+        command = [str(one) for one in several("command", command, "arguments, such as ['./toy', '{seed}']")]
+        if not command:
+            raise OptionError("the command is empty: give a list of arguments, such as ['./toy', '{seed}'].")
+        self.name, self.prior = text("name", name), is_a("prior", prior, Prior, "a Prior")
+        self.observables, self.timeout = _observables(observables), _seconds(timeout)
+        self.version = text("version", version) or shlex.join(command)
         self.files = _files(self.observables, output)
-        self.out = output if isinstance(output, str) else None
+        self.out = None if isinstance(output, Mapping) else str(output)
         _check(command, prior.names, OURS if self.out else OURS[:-1])
         self.command = tuple(str(Path(a).absolute()) if a.startswith(("./", "../")) else a for a in command)
 
@@ -126,9 +127,28 @@ class CommandSimulator:
         return [(name or only, _shaped(a, shapes.get(name or only))[None]) for name, a in arrays.items()]
 
 
-def _files(observables: Mapping[str, Observable], output: str | Mapping[str, str]) -> dict[str, str]:
+def _observables(given: Mapping[str, Observable]) -> dict[str, Observable]:
+    found = dict(is_a("observables", given, Mapping, "a dict of observables by name"))
+    for name, observable in found.items():
+        is_a(f"observable {text('the name of an observable', name)!r}", observable, Observable, "an Observable")
+    if not found:
+        raise OptionError("there is no observable: say by observables what the program writes.")
+    return found
+
+
+def _seconds(timeout: float | None) -> float | None:
+    seconds = None if timeout is None else number("timeout", timeout)
+    if seconds is not None and not seconds > 0:
+        raise OptionError(f"timeout = {seconds}: give seconds above 0, or None for no limit.")
+    return seconds
+
+
+def _files(observables: Mapping[str, Observable], output: str | Path | Mapping[str, str]) -> dict[str, str]:
     """File -> the observable that it holds where it names none."""
-    names = {output: next(iter(observables))} if isinstance(output, str) else {f: name for name, f in output.items()}
+    alone = not isinstance(output, Mapping)
+    given = {next(iter(observables)): output} if alone else output
+    wanted = "a file in the scratch folder, or a dict of them by observable's name"
+    names = {str(is_a("output", file, str | Path, wanted)): name for name, file in given.items()}
     for file in names:
         suffix = Path(file).suffix
         if Path(file).is_absolute() or ".." in Path(file).parts:
@@ -137,13 +157,13 @@ def _files(observables: Mapping[str, Observable], output: str | Mapping[str, str
             )
         if suffix not in READERS:
             raise OptionError(unknown(f"format of output {file!r}", suffix, READERS))
-        if isinstance(output, str) and len(observables) > 1 and suffix not in NAMED:
+        if alone and len(observables) > 1 and suffix not in NAMED:
             raise OptionError(
                 f"output {file!r} holds one array, and there are {len(observables)} observables: write .npz or .h5, or "
                 "give a file for each, by name."
             )
-    if not isinstance(output, str) and set(output) != set(observables):
-        raise OptionError(f"output names {sorted(output)}, and the observables are {sorted(observables)}.")
+    if not alone and set(given) != set(observables):
+        raise OptionError(f"output names {sorted(map(str, given))}, and the observables are {sorted(observables)}.")
     return names
 
 

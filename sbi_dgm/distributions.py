@@ -2,8 +2,8 @@ r"""One-dimensional priors: uniform, normal, what bends into them, and frozen on
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from math import erfc, inf, log, sqrt
+from dataclasses import dataclass
+from math import erfc, inf, log, nan, sqrt
 from sys import float_info
 from typing import Any, ClassVar
 
@@ -11,16 +11,26 @@ import numpy as np
 import scipy
 
 from sbi_dgm.errors import PriorError, unknown
+from sbi_dgm.kinds import number
 from sbi_dgm.univariate import LOG_ROOT_2PI, Array, Distribution, require
 
 
 class _Named(Distribution):
-    """A distribution that is its name and its numbers."""
+    """A distribution that is its name and its numbers, the fields of a dataclass."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) is not float:
+                vars(self)[name] = number(f"prior {type(self).__name__.lower()}: {name}", value, PriorError)
+        self._check()
+
+    @abstractmethod
+    def _check(self) -> None:
+        """`PriorError` for numbers that are no distribution."""
 
     def describe(self) -> dict[str, Any]:
         name = next(name for name, kind in DISTRIBUTIONS.items() if kind is type(self))
-        numbers = astuple(self)  # type: ignore[call-overload]
-        return {name: [v.item() if isinstance(v, np.generic) else v for v in numbers]}
+        return {name: list(vars(self).values())}
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Uniform(_Named):
     low: float
     high: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         ordered = -inf < self.low < self.high < inf
         require(ordered, f"Uniform({self.low}, {self.high}): give finite bounds with low < high.")
 
@@ -61,7 +71,7 @@ class LogUniform(_Named):
     low: float
     high: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         ordered = 0 < self.low < self.high < inf
         require(ordered, f"LogUniform({self.low}, {self.high}): give finite bounds with 0 < low < high.")
 
@@ -94,7 +104,7 @@ class Normal(_Named):
     low: ClassVar[float] = -inf
     high: ClassVar[float] = inf
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         proper = -inf < self.mean < inf and 0 < self.sd < inf
         require(proper, f"Normal({self.mean}, {self.sd}): give a finite mean and 0 < sd.")
 
@@ -126,7 +136,7 @@ class _Curved(_Named):
     mean: float
     sd: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         self._normal  # noqa: B018  (its own checks)
 
     @property
@@ -216,8 +226,8 @@ class JohnsonSU(_Curved):
     low: ClassVar[float] = -inf
     high: ClassVar[float] = inf
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         proper = -inf < self.median < inf and 0 < self.width < inf
         require(proper, f"JohnsonSU({self.median}, {self.width}, ...): give a finite median and 0 < width.")
 
@@ -261,12 +271,11 @@ class TruncatedNormal(_Named, _Frozen):
     low: float
     high: float
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         proper = -inf < self.mean < inf and 0 < self.sd < inf and self.low < self.high
         require(proper, f"TruncatedNormal({self.mean}, {self.sd}, {self.low}, {self.high}): give sd > 0, low < high.")
-        mass = 0.5 * (
-            erfc((self.low - self.mean) / self.sd / sqrt(2)) - erfc((self.high - self.mean) / self.sd / sqrt(2))
-        )
+        low, high = ((edge - self.mean) / self.sd / sqrt(2) for edge in (self.low, self.high))
+        mass = 0.5 * (erfc(low) - erfc(high))
         require(mass > 1e-12, f"TruncatedNormal: [{self.low}, {self.high}] holds only {mass:.1e} of the normal's mass.")
 
     @property
@@ -283,7 +292,7 @@ class HalfNormal(_Named, _Frozen):
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = inf
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(0 < self.sd < inf, f"HalfNormal({self.sd}): give 0 < sd.")
 
     @property
@@ -300,7 +309,7 @@ class Beta(_Named, _Frozen):
     low: float = 0.0
     high: float = 1.0
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         proper = self.a > 0 and self.b > 0 and -inf < self.low < self.high < inf
         require(proper, f"Beta({self.a}, {self.b}, {self.low}, {self.high}): give a, b > 0 and low < high.")
 
@@ -326,9 +335,12 @@ class Scipy(_Frozen):
             f"{frozen!r} is no prior: give one of this library, or a frozen continuous distribution of scipy.stats.",
         )
         self.frozen = frozen
-        low, high = frozen.support()
-        numbers = f"scipy.stats.{frozen.dist.name} with {frozen.args} and {frozen.kwds}"
-        require(np.ndim(low) == 0 and bool(low < high), f"{numbers} is no distribution of one number.")
+        try:
+            low, high = (number("an edge", edge, PriorError) for edge in frozen.support())
+        except (TypeError, ValueError, PriorError):
+            low = high = nan
+        numbers = f"{frozen.args} and {frozen.kwds}"
+        require(low < high, f"prior scipy.stats.{frozen.dist.name} with {numbers} is no distribution of one number.")
         self.low, self.high = float(low), float(high)
 
     def describe(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from sbi_dgm.data.exchanged import GIVEN, Roles
-from sbi_dgm.data.observed import Observation, observed_arrays, stacked
-from sbi_dgm.errors import FileError
+from sbi_dgm.data.observed import Observation, observed_arrays, parameters_of, stacked
+from sbi_dgm.errors import FileError, ObservationError
 from sbi_dgm.parameters import Observable
 from sbi_dgm.posterior import Posterior, opened
 from sbi_dgm.priors import Prior
@@ -116,7 +116,7 @@ class Likelihood:
             the shape of theta without its last axis.
 
         """
-        theta = np.asarray(theta, np.float64)
+        theta = parameters_of(theta, self.names)
         arrays, single = observed_arrays(x, self.observables, self.roles.dtypes)
         v = self.roles.vector(arrays)
         given = stacked(theta, len(v), single, len(self.names))
@@ -161,7 +161,11 @@ class Likelihood:
             (n, ...) for one theta, (B, n, ...) for a stack; a dict by name where there are several observables.
 
         """
-        theta = np.asarray(theta, np.float64)
+        theta = parameters_of(theta, self.names)
+        if theta.ndim not in (1, 2) or not theta.size:
+            raise ObservationError(
+                f"theta has shape {theta.shape}; expected (D,) or (B, D) with D = {len(self.names)}."
+            )
         given, rng = self.roles.given(np.atleast_2d(theta)), numpy_generator(fresh(seed))
         seeds = ((part, int(rng.integers(2**63))) for part in self._parts(len(given)))
         v = np.concatenate([self.inner.sample(n, {GIVEN: given[part]}, seed=own).array for part, own in seeds])

@@ -26,7 +26,6 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from pydantic import Field
-from tqdm import tqdm
 
 from sbi_dgm import checkpoints
 from sbi_dgm.data.batches import Batches, Rows
@@ -35,6 +34,7 @@ from sbi_dgm.estimators.base import Conditional, Estimator
 from sbi_dgm.files import write_text
 from sbi_dgm.optimiser import AdamW, flattened
 from sbi_dgm.options import Options
+from sbi_dgm.progress import Bar
 from sbi_dgm.seeds import lending, torch_generator
 
 ORDER, NOISE, VALIDATION, DROPOUT = 1, 2, 3, 4  # streams of random numbers, beside 0 for initial weights
@@ -67,14 +67,14 @@ class Training(Options):
     """
 
     batch_size: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=100, ge=1)
     round: int | None = Field(default=None, ge=1)
     patience: int = Field(default=20, ge=1)
-    decay: float = Field(default=0.5, ge=0)
+    decay: float = Field(default=0.5, ge=0, allow_inf_nan=False)
     ema: float = Field(default=0.998, ge=0, lt=1)
     clip: float = Field(default=5.0, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     max_rounds: int = Field(default=2000, ge=1)
     compile: bool = False
 
@@ -150,7 +150,7 @@ class Run:
         """
         began = saved = time.monotonic()
         earlier, longest = self.at.seconds, 0.0
-        with tqdm(desc="training", unit="step", initial=self.at.step, disable=not progress) as bar:
+        with Bar(desc="training", unit="step", initial=self.at.step, disable=not progress) as bar:
             while self.at.phase != "done":
                 start = time.monotonic()
                 if start - began + longest > limit:
@@ -175,13 +175,13 @@ class Run:
         if self.folder is not None and self.at.step:
             self.save(self.folder)
         raise TimeLimitError(
-            f"stopped after {tqdm.format_interval(limit)} at step {self.at.step}, best validation loss "
+            f"stopped after {Bar.format_interval(limit)} at step {self.at.step}, best validation loss "
             f"{self.at.best_loss:.3f}: resume=True (--resume) goes on."
         )
 
     def _status(self, loss: float, validation: float, each: float) -> str:
         """The status line, for steps that take `each` seconds."""
-        left = tqdm.format_interval(each * self._left())
+        left = Bar.format_interval(each * self._left())
         return (
             f"loss {loss:.3f}, validation {validation:.3f}, best {self.at.best_loss:.3f}, {self.at.phase}, "
             f"{'at least ' if self.at.phase == 'plateau' else ''}{left} left"
@@ -194,7 +194,7 @@ class Run:
         stall = self.at.best_step + self.training.patience * self.round - self.at.step
         return stall + math.ceil(self.training.decay * self.at.best_step)
 
-    def _round(self, bar: "tqdm[Any]") -> float:
+    def _round(self, bar: "Bar") -> float:
         """One round of steps; the mean training loss."""
         last = self.at.step + self.round
         if self.at.phase == "decay":

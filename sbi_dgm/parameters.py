@@ -4,8 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sbi_dgm import distributions
 from sbi_dgm.errors import OptionError, PriorError, unknown
+from sbi_dgm.kinds import is_a, several, text, texts, whole
 
 RESERVED = ("chain", "draw", "observation", "log_prob", "log_weight")  # columns of a file of samples
 KINDS = {"array": range(33), "series": (1, 2), "field": (2, 3), "set": (2,)}  # and how many axes they have
@@ -40,6 +43,8 @@ class Parameter:
     unit: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("name", "label", "unit"):
+            object.__setattr__(self, name, text(f"{name} of a parameter", getattr(self, name), PriorError))
         _check_name(self.name)
         if self.prior is not None:
             object.__setattr__(self, "prior", distributions.as_distribution(self.prior))
@@ -58,7 +63,7 @@ class Parameter:
     def restore(cls, description: dict[str, Any]) -> "Parameter":
         """The inverse of `describe`."""
         prior = distributions.restore(description["prior"]) if description["prior"] else None
-        return cls(description["name"], prior, description["label"], description["unit"])
+        return cls(description["name"], prior, str(description["label"] or ""), str(description["unit"] or ""))
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,15 @@ class Observable:
     optional: bool = False
 
     def __post_init__(self) -> None:
+        lengths = several("shape", self.shape, "lengths, such as (3,)")
+        plain: dict[str, Any] = {n: text(f"{n} of an observable", getattr(self, n)) for n in ("unit", "label", "kind")}
+        plain |= {
+            "shape": tuple(whole("a length in shape", n, 0) for n in lengths),
+            "names": texts("names", self.names),
+        }
+        plain["optional"] = bool(is_a("optional", self.optional, bool | np.bool_, "True or False"))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.kind not in KINDS:
             raise OptionError(unknown("kind of observable", self.kind, KINDS))
         if len(self.shape) not in KINDS[self.kind]:
@@ -113,7 +127,7 @@ class Observable:
         """The inverse of `describe`."""
         d = description
         later = {"kind": d.get("kind", "array"), "optional": d.get("optional", False)}
-        return cls(tuple(d["shape"]), d["unit"], d["label"], tuple(d["names"]), **later)
+        return cls(tuple(d["shape"]), str(d["unit"] or ""), str(d["label"] or ""), tuple(d["names"]), **later)
 
 
 def _title(name: str, label: str, unit: str) -> str:

@@ -26,13 +26,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy
-from tqdm import tqdm
 
 from sbi_dgm import heldout
 from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.importance import SHARE_OF_PRIOR
+from sbi_dgm.kinds import is_a, whole
+from sbi_dgm.progress import Bar
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array
 
@@ -127,11 +128,12 @@ def pooled(
 
     """
     require_exact(refined.proposal)
-    if draws < MIN_DRAWS or max_rows < MIN_ROWS:
+    is_a("data", data, Simulations, "sbi_dgm.Simulations, opened or made")
+    if whole("draws", draws) < MIN_DRAWS or whole("max_rows", max_rows) < MIN_ROWS:
         raise OptionError(f"draws = {draws}, max_rows = {max_rows}: at least {MIN_DRAWS} and {MIN_ROWS} are needed.")
     began, rng = time.perf_counter(), numpy_generator(seed)
     theta, x = heldout.spare(refined, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="tell the power")
-    seen = tqdm(refined.proposal.observations(x)[0], unit="row", desc="pooling", disable=not progress)
+    seen = Bar(refined.proposal.observations(x)[0], unit="row", desc="pooling", disable=not progress)
     parts = [_evaluated(refined, *pair, draws, rng) for pair in zip(theta, seen, strict=True)]
     found = best(Evaluated(*map(np.stack, zip(*parts, strict=True))), round(time.perf_counter() - began, 1))
     options = {"effective": refined.effective, "cap": refined.cap, "power": found.power}

@@ -17,6 +17,7 @@ from sbi_dgm import distributions
 from sbi_dgm.coordinates import Affine, Coordinates, Cube, Independent, snap
 from sbi_dgm.distributions import Uniform
 from sbi_dgm.errors import ExternalError, PriorError, unknown
+from sbi_dgm.kinds import floats, is_a, several, shown, texts, whole
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.univariate import Array, standard_normal_log_prob
@@ -49,7 +50,9 @@ class Prior:
         self.coordinates = Independent([p.prior for p in self.parameters])
 
     def _name(self, parameters: Sequence[Parameter | str]) -> None:
-        self.parameters = tuple(Parameter(p) if isinstance(p, str) else p for p in parameters)
+        given = several("parameters", parameters, "parameters", PriorError)
+        named = [Parameter(p) if isinstance(p, str) else p for p in given]
+        self.parameters = tuple(is_a("an entry of parameters", p, Parameter, "a Parameter", PriorError) for p in named)
         self.names = tuple(p.name for p in self.parameters)
         if not self.names or len(set(self.names)) < len(self.names):
             raise PriorError(f"a prior needs parameters with unique names; got {list(self.names)}.")
@@ -63,7 +66,7 @@ class Prior:
 
     def sample(self, n: int, seed: int | None = None) -> Array:
         """n draws (n, D)."""
-        return self.draw(n, numpy_generator(fresh(seed), DRAWS))
+        return self.draw(whole("n", n, 0), numpy_generator(fresh(seed), DRAWS))
 
     def log_prob(self, theta: ArrayLike) -> Array:
         """ln p(theta): (..., D) -> (...); -inf outside the support."""
@@ -90,19 +93,20 @@ class Prior:
 
         """
         theta = snap(theta, self.coordinates, dtype)
-        bad = ~self.coordinates.inside(theta)
+        bad = ~self.coordinates.inside(theta).reshape(-1, len(self))
         if bad.any():
             row, column = np.argwhere(bad)[0]
+            value = float(theta.reshape(bad.shape)[row, column])
             low, high = self.coordinates.low[column], self.coordinates.high[column]
             where = "'s support" if isinstance(self.coordinates, Cube) else f" [{low:g}, {high:g}]"
             raise PriorError(
-                f"theta row {first + row}: {self.names[column]} = {float(theta[row, column])} is outside its prior"
-                f"{where} ({int(bad.any(-1).sum())} of {len(theta)} rows are): correct the prior or drop them."
+                f"theta row {first + row}: {self.names[column]} = {value} is outside its prior{where} "
+                f"({int(bad.any(-1).sum())} of {len(bad)} rows are): correct the prior or drop them."
             )
         return theta
 
     def _array(self, theta: ArrayLike) -> Array:
-        theta = np.asarray(theta, dtype=np.float64)
+        theta = floats("theta", theta, PriorError)
         if theta.ndim == 0 or theta.shape[-1] != len(self):
             raise PriorError(f"theta has shape {theta.shape}: its last axis must hold the {len(self)} parameters.")
         return theta
@@ -112,6 +116,7 @@ class Prior:
         return Prior([self.parameters[i] for i in self._positions(names)])
 
     def _positions(self, names: Sequence[str]) -> list[int]:
+        names = texts("names", names, PriorError)
         for name in names:
             if name not in self.names:
                 raise PriorError(unknown("parameter", name, self.names))
@@ -140,7 +145,7 @@ class MultivariateNormal(Prior):
 
     def __init__(self, parameters: Sequence[Parameter | str], mean: ArrayLike, covariance: ArrayLike) -> None:
         self._name(parameters)
-        self.mean, self.covariance = np.asarray(mean, float), np.asarray(covariance, float)
+        self.mean, self.covariance = floats("mean", mean, PriorError), floats("covariance", covariance, PriorError)
         d = len(self)
         if self.mean.shape != (d,) or self.covariance.shape != (d, d):
             raise PriorError(
@@ -179,6 +184,8 @@ class PriorTransform(Prior):
         to_cube: Callable[[Array], Array],
     ) -> None:
         self._name(parameters)
+        for name, function in (("from_cube", from_cube), ("to_cube", to_cube)):
+            is_a(name, function, Callable, "a function", PriorError)
         self.coordinates = Cube(from_cube, to_cube, len(self))
         probe = _probe(len(self))
         error = np.abs(self.coordinates.forward(self.coordinates.inverse(probe))[0] - probe).max()
@@ -221,13 +228,16 @@ class BoundedPrior(Prior):
         self, parameters: Sequence[Parameter | str], density: Density, low: Sequence[float], high: Sequence[float]
     ) -> None:
         self._name(parameters)
-        if not len(low) == len(high) == len(self):
-            raise PriorError(f"{len(self)} parameters need as many bounds; got {len(low)} and {len(high)}.")
+        least, most = floats("low", low, PriorError), floats("high", high, PriorError)
+        if not least.shape == most.shape == (len(self),):
+            raise PriorError(f"{len(self)} parameters need as many bounds; got {least.shape} and {most.shape}.")
+        if not (callable(getattr(density, "sample", None)) and callable(getattr(density, "log_prob", None))):
+            raise PriorError(f"density = {shown(density)}: give an object with sample(n, rng) and log_prob(theta).")
         self.density = density
-        self.coordinates = Independent([Uniform(float(a), float(b)) for a, b in zip(low, high, strict=True)])
+        self.coordinates = Independent([Uniform(*edges) for edges in zip(least.tolist(), most.tolist(), strict=True)])
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        return np.asarray(self.density.sample(n, rng), np.float64)
+        return self._array(self.density.sample(n, rng))
 
     def log_prob(self, theta: ArrayLike) -> Array:
         theta = self._array(theta)
@@ -251,9 +261,10 @@ def _probe(dimension: int) -> Array:
 
 def _whole(prior: Prior, names: Sequence[str]) -> Prior | None:
     """The prior itself for all of its parameters, None for some of them; of a function the order is fixed."""
-    if tuple(names) != prior.names and set(names) == set(prior.names):
+    asked = texts("names", names, PriorError)
+    if asked != prior.names and set(asked) == set(prior.names):
         raise PriorError(f"a prior that is a function keeps the order of its parameters: {', '.join(prior.names)}.")
-    return prior if tuple(names) == prior.names else None
+    return prior if asked == prior.names else None
 
 
 def fingerprint(coordinates: Coordinates, dimension: int, *more: float) -> str:
@@ -279,6 +290,7 @@ def restore(description: dict[str, Any], external: Prior | None = None) -> Prior
         raise PriorError(f"a prior of kind {kind!r} is unknown to this version: update sbi_dgm.")
     if external is None:
         raise ExternalError("the prior is a function that no file can hold: pass it as prior=...")
+    is_a("prior", external, Prior, "the prior of the file", ExternalError)
     if external.describe().get("fingerprint") != description["fingerprint"]:
         raise ExternalError("the prior passed is not the one of the file: they map the unit cube differently.")
     return external

@@ -30,12 +30,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from sbi_dgm import pareto, pooling
+from sbi_dgm.data.observed import parameters_of, stacked
 from sbi_dgm.errors import ObservationError, OptionError
 from sbi_dgm.importance import FITTED, SHARE_OF_PRIOR, Mixture, effective_size, fit_mixture, systematic
+from sbi_dgm.kinds import floats, is_a, number, whole
 from sbi_dgm.priors import Prior
+from sbi_dgm.progress import Bar
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.simulator import Simulator
@@ -186,10 +188,10 @@ class Refined:
         power: float = 1.0,
         pool: pooling.Pool | None = None,
     ) -> None:
-        if not 0 < effective <= 1e9 or cap < BLOCK:
-            raise OptionError(f"effective = {effective:g}, cap = {cap}: give effective > 0 and cap >= {BLOCK}.")
-        if not 0 <= power <= 1:
-            raise OptionError(f"power = {power:g}: give a number from 0 to 1.")
+        effective, cap, power = number("effective", effective), whole("cap", cap), number("power", power)
+        if not (0 < effective <= 1e9 and cap >= BLOCK and 0 <= power <= 1):
+            given = f"effective = {effective:g}, cap = {cap}, power = {power:g}"
+            raise OptionError(f"{given}: give effective > 0, cap >= {BLOCK}, and for power give a number from 0 to 1.")
         if power < 1:
             pooling.require_exact(proposal)
         self.proposal, self.likelihood, self.effective, self.cap = proposal, likelihood, effective, cap
@@ -252,12 +254,10 @@ class Refined:
 
     def evaluate(self, theta: Array, x: Any) -> Array:
         """Ln L at theta (S, D) for one observation (S,), or `ObservationError` where it is NaN or +inf."""
-        value = np.array(self.log_likelihood(theta[:, self._order], x), np.float64)
+        value = floats("the log-likelihood", self.log_likelihood(theta[:, self._order], x), ObservationError).copy()
         if value.shape != theta.shape[:1]:
             raise ObservationError(f"the likelihood gave shape {value.shape} for {len(theta)} theta: one number each.")
-        bad = ~(value < np.inf)
-        if bad.any():
-            where = int(np.argmax(bad))
+        for where in np.flatnonzero(~(value < np.inf))[:1]:
             named = ", ".join(f"{n} = {v:g}" for n, v in zip(self.names, theta[where], strict=True))
             raise ObservationError(f"the log-likelihood is {value[where]} at {named}: repair it, or check x.")
         return value
@@ -286,13 +286,13 @@ class Refined:
             where the effective size was not reached, or Pareto's k says that weights are of no use.
 
         """
-        if n < 0:
+        if whole("n", n) < 0:
             raise OptionError(f"n = {n}: ask for 0 draws or more.")
-        rows, single = self.proposal.observations(x)
-        trust = self.proposal.trust(x)
+        is_a("report", report, (Callable, type(None)), "a function of a sentence, or None")
+        (rows, single), trust = self.proposal.observations(x), self.proposal.trust(x)
         told(trust, strict)
         rng, drawn = numpy_generator(fresh(seed)), []
-        for i, row in enumerate(tqdm(rows, desc="refining", disable=not progress)):
+        for i, row in enumerate(Bar(rows, desc="refining", disable=not progress)):
             found = self._weigh(row, rng)
             drawn.append(found.draw(n, rng))
             sentence = f"observation {i}: {found.distinct(n):.0f} of {n} draws are different; {found.verdict}"
@@ -307,13 +307,13 @@ class Refined:
 
         With a power below 1 the same of the pool, but for a constant that is no evidence.
         """
-        theta, x = np.atleast_2d(np.asarray(theta, np.float64)), self._one(x)
-        log_prior, result = self.prior.log_prob(theta), np.full(len(theta), -np.inf)
+        points, x = stacked(parameters_of(theta, self.names), 1, True, len(self.names))[0], self._one(x)
+        log_prior, result = self.prior.log_prob(points), np.full(len(points), -np.inf)
         inside = np.isfinite(log_prior)
-        log_joint = self.evaluate(theta[inside], x) + log_prior[inside]
+        log_joint = self.evaluate(points[inside], x) + log_prior[inside]
         result[inside] = log_joint
         if self.power < 1 and inside.any():
-            log_q = self.proposal.proposal_density(theta[inside], x, 0)
+            log_q = self.proposal.proposal_density(points[inside], x, 0)
             result[inside] = pooling.mixed(log_joint, log_q, self.power)
         return result
 

@@ -26,13 +26,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import scipy
 import torch
-from tqdm import tqdm
 
 from sbi_dgm import conformal, heldout
 from sbi_dgm.data.batches import Noise
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.estimators.rescaled import Rescaled, rescaled
+from sbi_dgm.kinds import is_a, whole
+from sbi_dgm.progress import Bar
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array
 
@@ -92,11 +93,12 @@ def repaired(
 
     """
     _refuse(posterior, draws)
+    is_a("data", data, Simulations, "sbi_dgm.Simulations, opened or made")
     rng = numpy_generator(seed)
     theta, x = heldout.spare(posterior, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="repair")
     order, first = rng.permutation(len(theta)), int(FITTING * len(theta))
     fitting, keeping = (_taken(part, theta, x) for part in (order[:first], order[first:]))
-    with tqdm(total=len(theta), unit="row", desc="repairing", disable=not progress) as bar:
+    with Bar(total=len(theta), unit="row", desc="repairing", disable=not progress) as bar:
         scales = _scales(posterior, *fitting, rng, bar)
         better = _scaled(posterior, scales)
         scores = conformal.scores(better, *keeping, draws, rng, bar)
@@ -108,7 +110,7 @@ def repaired(
 def _refuse(posterior: Any, draws: int) -> None:
     if "repaired" in posterior.record:
         raise OptionError("this posterior was repaired already: repair the one that was trained, by all rows at once.")
-    if draws < conformal.SOLVED:
+    if whole("draws", draws) < conformal.SOLVED:
         raise OptionError(f"draws = {draws}: regions need at least {conformal.SOLVED}.")
 
 
@@ -133,7 +135,7 @@ def _record(data: Simulations, rows: dict[str, int], seed: int, scales: Mapping[
 
 
 def _scales(
-    posterior: Any, theta: Array, x: Mapping[str, np.ndarray], rng: np.random.Generator, bar: tqdm
+    posterior: Any, theta: Array, x: Mapping[str, np.ndarray], rng: np.random.Generator, bar: Bar
 ) -> dict[str, Scale]:
     """For each parameter, from rows (R, D)."""
     coordinates, parts = posterior.model.reference.coordinates, []

@@ -16,12 +16,13 @@ from sbi_dgm.priors import Prior
 
 GROUP = "sbi_dgm.simulators"
 WEIGHT = "event_weight"
+TINIEST = float(np.finfo(np.float32).tiny)
 TELLING, CLOSE = 10, 2.0**-18  # rows that show whether float32 tells them apart, and how close such values lie
 
 
 @runtime_checkable
 class Simulator(Protocol):
-    """A sampler of p(x | theta), batched, numpy only.
+    """A sampler of p(x | theta), batched, numpy only. Campaigns keep floats of x to seven digits (float32).
 
     Where the mathematics allows, it also offers `log_likelihood(theta, x)`, `reference_posterior(x, n, rng)`
     (exact or asymptotically exact draws for any x) and `observed` (real data by observable's name).
@@ -55,6 +56,9 @@ class FailedRowsError(SbiError):
         self.x, self.errors = x, dict(errors)
         row, error = next(iter(self.errors.items()))
         super().__init__(f"{len(self.errors)} rows failed, first row {row}: {reason(error)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.x, self.errors)
 
 
 class MisfitError(DataError):
@@ -126,10 +130,10 @@ def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dic
 
 
 def narrowed(x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same (B, ...), floats in float32.
+    """The same (B, ...), floats in float32: seven digits of each number, from 1e-38 on.
 
     Raises:
-        MisfitError: that makes equal what differs from row to row, such as hours of Julian dates.
+        MisfitError: that makes equal what differs from row to row, such as hours of Julian dates, or all of it 0.
 
     """
     with np.errstate(over="ignore"):
@@ -142,6 +146,11 @@ def narrowed(x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _require_told_apart(name: str, wide: np.ndarray, narrow: np.ndarray) -> None:
     low, high = (end.reduce(wide, axis=0) for end in (np.fmin, np.fmax))
+    for entry in np.flatnonzero((np.maximum(-low, high) > 0) & (np.maximum(-low, high) < TINIEST))[:1]:
+        raise MisfitError(
+            f"observable {name!r}, entry {entry}: all its values lie between {low[entry]:.17g} and {high[entry]:.17g}, "
+            f"and float32 begins at {TINIEST:.1g}: give it in another unit"
+        )
     with np.errstate(invalid="ignore"):
         close = high - low < CLOSE * np.maximum(abs(low), abs(high))
     for entry in np.flatnonzero(close):

@@ -19,9 +19,10 @@ from sbi_dgm.embeddings.base import Observables
 from sbi_dgm.embeddings.stored import Scaled, Stored, digest
 from sbi_dgm.embeddings.vectors import side_by_side
 from sbi_dgm.errors import ObservationError
+from sbi_dgm.kinds import texts, whole
 from sbi_dgm.parameters import Observable
 from sbi_dgm.score import Point, Score, numbers, score
-from sbi_dgm.simulator import Simulator
+from sbi_dgm.simulator import Simulator, find
 from sbi_dgm.univariate import Array
 
 
@@ -70,7 +71,7 @@ class Moped(Stored):
 
 
 def moped(
-    simulator: Simulator,
+    simulator: str | Simulator,
     fiducial: Point | None = None,
     steps: Point | None = None,
     *,
@@ -81,7 +82,7 @@ def moped(
     """Make a score compression: the embedding for `fit` that turns x into one number for each parameter.
 
     Args:
-        simulator: the simulator, without sets among its observables.
+        simulator: the simulator, or its name as for `simulate`, without sets among its observables.
         fiducial: theta_* (D,), or numbers by parameter's name; None is the simulator's own `fiducial`.
         steps: h of the derivatives, alike; None is a tenth of the prior's sd about theta_*.
         simulations: at theta_*, for mean and covariance; as many again are shared by the derivatives.
@@ -100,9 +101,10 @@ def moped(
         posterior = sbi_dgm.fit(data, embedding=compressor)
 
     """
+    simulator, log, simulations = find(simulator), texts("log", log), whole("simulations", simulations, 1)
     found = score(simulator, fiducial, steps, simulations=simulations, seed=seed, log=log)
     state = {"mean": torch.from_numpy(found.mean), "maps": torch.from_numpy(np.ascontiguousarray(found.maps))}
-    made = Moped(features=len(found.fiducial), log=tuple(log), digest=digest(state))
+    made = Moped(features=len(found.fiducial), log=log, digest=digest(state))
     made._score, made._observables = found, dict(simulator.observables)
     return made.keep(state, simulator.observables)
 

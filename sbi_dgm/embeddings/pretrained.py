@@ -18,6 +18,7 @@ from sbi_dgm.embeddings import base
 from sbi_dgm.embeddings.base import Gathering, Observables, Summary
 from sbi_dgm.embeddings.stored import Scaled, Stored, digest
 from sbi_dgm.errors import OptionError
+from sbi_dgm.kinds import shown
 
 
 class Pretrained(Stored):
@@ -60,7 +61,7 @@ def pretrained(posterior: Any, *, frozen: bool = True) -> Pretrained:
         frozen: keep its weights as they are; else they are where training starts.
 
     Raises:
-        OptionError: an ensemble, or an embedding that is a module of your own.
+        OptionError: no posterior, an ensemble, or an embedding that is a module of your own.
 
     Example::
 
@@ -68,7 +69,9 @@ def pretrained(posterior: Any, *, frozen: bool = True) -> Pretrained:
         posterior = sbi_dgm.fit(data, "flow", sbi_dgm.pretrained(first))
 
     """
-    model = posterior.model
+    model: Any = getattr(posterior, "model", None)
+    if not (hasattr(model, "embedding") and hasattr(posterior, "network")):
+        raise OptionError(f"posterior = {shown(posterior)}: give what fit(...) or load(...) returned.")
     if model.members > 1:
         raise OptionError(f"an ensemble has {model.members} summaries: train one network, and use its own.")
     if model.embedding["name"] == "external":
