@@ -120,8 +120,8 @@ def _require_within(z: Array, x: Array) -> None:
     share = float((np.abs(z) > EDGE - 0.1).any(1).mean())
     if share > CAPPED:
         raise ObservationError(
-            f"x = {x}: {share:.1%} of its posterior lie {EDGE - 0.1:.1f} sd and more from the middle of the prior, whose "
-            "tails end there: give it a wider prior, or check x."
+            f"x = {x}: {share:.1%} of its posterior lie {EDGE - 0.1:.1f} sd and more from the middle of the prior, "
+            "whose tails end there: give it a wider prior, or check x."
         )
 
 

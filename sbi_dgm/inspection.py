@@ -113,12 +113,10 @@ def _samples(path: Path) -> str:
 def summarised(samples: Samples) -> str:
     """The summary of draws as text: each parameter to two digits of its sd, and at least to four in all."""
     table = samples.summary()
-    digits = [_digits(row["mean"], row["sd"]) for _, row in table.iterrows()]
-    numbers = table.select_dtypes("number")
-    shown = {
-        name: [f"{value:.{n}g}" for value, n in zip(column, digits, strict=True)] for name, column in numbers.items()
-    }
-    return table.assign(**shown).to_string()
+    digits = [_digits(*pair) for pair in table[["mean", "sd"]].to_numpy(float)]
+    for name in table.select_dtypes("number"):
+        table[name] = [f"{value:.{n}g}" for value, n in zip(table[name].to_numpy(float), digits, strict=True)]
+    return table.to_string()
 
 
 def _digits(mean: float, sd: float) -> int:

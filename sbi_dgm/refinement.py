@@ -34,20 +34,18 @@ from numpy.typing import ArrayLike
 from sbi_dgm import pareto, pooling
 from sbi_dgm.data.observed import parameters_of, stacked
 from sbi_dgm.errors import ObservationError, OptionError
-from sbi_dgm.importance import FITTED, SHARE_OF_PRIOR, Mixture, effective_size, fit_mixture, systematic
+from sbi_dgm.importance import effective_size, systematic
 from sbi_dgm.kinds import floats, is_a, number, whole
 from sbi_dgm.priors import Prior
 from sbi_dgm.progress import Bar
+from sbi_dgm.proposals import BLOCK, Proposals
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.simulator import Simulator
 from sbi_dgm.trust import Trust, told
-from sbi_dgm.univariate import EDGE, Array
+from sbi_dgm.univariate import Array
 
-BLOCK = 2**14  # proposals between two looks at the effective size
 CAP = 2**20  # proposals at most, for each observation
-SHARE_OF_MIXTURE = 0.5  # of a block, once a mixture is fitted
-FEWEST = 40  # proposals that a mixture needs for each dimension, and one more
 LogLikelihood = Callable[[Array, Any], ArrayLike]
 
 
@@ -227,7 +225,7 @@ class Refined:
         return rows[0]
 
     def _weigh(self, x: Any, rng: np.random.Generator) -> Weighted:
-        pool, blocks, k_alone = _Proposals(self.prior, self.power), 0, float("nan")
+        pool, blocks, k_alone = Proposals(self.prior, self.power), 0, float("nan")
         while True:
             pool.add(*self._block(pool, x, rng))
             blocks, log_weight = blocks + 1, pool.log_weight()
@@ -240,7 +238,7 @@ class Refined:
             if blocks & (blocks - 1) == 0:
                 pool.fit(rng)
 
-    def _block(self, pool: "_Proposals", x: Any, rng: np.random.Generator) -> tuple[Array, list[int], Array, Array]:
+    def _block(self, pool: "Proposals", x: Any, rng: np.random.Generator) -> tuple[Array, list[int], Array, Array]:
         """BLOCK proposals, how many come from q, the prior and the last mixture, their ln q, and ln L."""
         first, second = (int(s) for s in rng.integers(2**63, size=2))
         wide, fitted, inside = pool.draw(rng)
@@ -316,66 +314,6 @@ class Refined:
             log_q = self.proposal.proposal_density(points[inside], x, 0)
             result[inside] = pooling.mixed(log_joint, log_q, self.power)
         return result
-
-
-class _Proposals:
-    """Proposals for one observation, with the density of each under all that it might have come from.
-
-    Attributes:
-        theta: (M, D).
-        counts: proposals that came from q, from the prior, and from each mixture.
-
-    """
-
-    def __init__(self, prior: Prior, power: float) -> None:
-        self.prior, self.power = prior, power
-        self.theta = self._z = np.empty((0, len(prior)))
-        self._log_det, self._log_target = np.empty(0), np.empty(0)
-        self._parts = np.empty((2, 0))  # ln of q, of the prior, and of each mixture
-        self._mixtures: list[Mixture] = []
-        self.counts = [0, 0]
-
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array, np.ndarray]:
-        """What a block takes of the prior, of the last mixture, if any, and which of those have |z| below 8.2.
-
-        The others, where float64 has no prior left, are the prior's median; they weigh nothing.
-        """
-        z = np.empty((0, len(self.prior)))
-        if self._mixtures:
-            z = self._mixtures[-1].sample(round(SHARE_OF_MIXTURE * BLOCK), rng)
-        inside = np.all(np.abs(z) < EDGE, axis=1)
-        fitted = self.prior.coordinates.inverse(np.where(inside[:, None], z, 0.0))
-        return self.prior.draw(round(SHARE_OF_PRIOR * BLOCK), rng), fitted, inside
-
-    def add(self, theta: Array, counts: list[int], log_q: Array, log_likelihood: Array) -> None:
-        """More proposals; `counts` of q, the prior and the last mixture, in this order."""
-        z, log_det = self.prior.coordinates.forward(theta)
-        log_prior = self.prior.log_prob(theta)
-        parts = [log_q, log_prior, *(m.log_prob(z) + log_det for m in self._mixtures)]
-        self.theta, self._z = np.concatenate([self.theta, theta]), np.concatenate([self._z, z])
-        self._log_det = np.concatenate([self._log_det, log_det])
-        target = pooling.mixed(log_likelihood + log_prior, log_q, self.power)
-        self._log_target = np.concatenate([self._log_target, target])
-        self._parts = np.concatenate([self._parts, parts], axis=1)
-        for part, count in zip((0, 1, -1), counts, strict=True):
-            self.counts[part] += count
-
-    def fit(self, rng: np.random.Generator) -> None:
-        """Another mixture, fitted to the heaviest proposals; none where too few have a weight at all."""
-        log_weight = self.log_weight()
-        rows = np.argsort(log_weight)[-FITTED:]
-        if np.isfinite(log_weight[rows]).sum() < FEWEST * (1 + len(self.prior)):
-            return
-        mixture = fit_mixture(self._z[rows], log_weight[rows], rng)
-        self._mixtures.append(mixture)
-        self._parts = np.concatenate([self._parts, [mixture.log_prob(self._z) + self._log_det]])
-        self.counts.append(0)
-
-    def log_weight(self) -> Array:
-        """(M,), ln of L p, or the pool, over the mixture of all parts, in the shares that they have."""
-        with np.errstate(divide="ignore"):
-            share = np.log(np.array(self.counts) / len(self.theta))
-        return self._log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)
 
 
 def _order(names: list[str], likelihood: Any) -> list[int]:
