@@ -3,16 +3,17 @@
 Reading runs nothing from the file. A sha256 over header and weights finds any changed byte.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sbi_dgm.checkpoints import digest
+from sbi_dgm.data.frame import understood
 from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic, require_file
 
@@ -36,17 +37,20 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         FileError: missing, foreign, newer or corrupted.
     """
     path = require_file(path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"{path} is no readable safetensors file: {error}.") from None
+    with understood(path, "{path} is no readable safetensors file: {why}."), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "sbi_dgm" not in metadata:
         raise FileError(f"{path} is a safetensors file but no posterior of sbi_dgm.")
     if metadata.get("sha256") != digest(metadata["sbi_dgm"], tensors):
         raise FileError(f"{path} is corrupted: its sha256 differs. Restore it from a copy.")
-    header = json.loads(metadata["sbi_dgm"])
+    with understood(path):
+        header = {**json.loads(metadata["sbi_dgm"])}
+        _check_version(path, header)
+    return header, tensors
+
+
+def _check_version(path: Path, header: Mapping[str, Any]) -> None:
     if header.get("format") != FORMAT:
         raise FileError(f"{path} holds {header.get('format')!r}, not {FORMAT!r}.")
     if not OLDEST <= header["format_version"] <= VERSION:
@@ -54,13 +58,3 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise FileError(
             f"{path} has format version {header['format_version']}; this sbi_dgm reads {OLDEST} to {VERSION}: {remedy}."
         )
-    return header, tensors
-
-
-def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Sha256 over a header and tensors, which are on the CPU."""
-    found = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].numpy().tobytes())
-    return found.hexdigest()

@@ -1,13 +1,14 @@
 """A likelihood beside its posterior: the run folder of `fit(data, learn="refined", out=...)`, kept and read again."""
 
-import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
-from sbi_dgm.files import write_json
+from sbi_dgm.files import read_json, write_json
+from sbi_dgm.kinds import number, text
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.pooling import Pool
 from sbi_dgm.posterior import Posterior, load
@@ -82,9 +83,9 @@ def _told(path: Path, posterior: Posterior, likelihood: Likelihood) -> Pool | No
         _warn(f"{path} is missing: train --refine --resume finds the best")
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        found, reason, weights = None if kept["pool"] is None else Pool(**kept["pool"]), kept["reason"], kept["weights"]
-    except (ValueError, TypeError, KeyError) as error:
+        kept = read_json(path)
+        found, reason, weights = _pool(kept["pool"]), text("reason", kept["reason"]), kept["weights"]
+    except (SbiError, TypeError, KeyError, AttributeError) as error:
         raise FileError(f"{path} is damaged: remove it, and train --refine --resume writes it again.") from error
     if found is None:
         _warn(reason)
@@ -93,6 +94,15 @@ def _told(path: Path, posterior: Posterior, likelihood: Likelihood) -> Pool | No
             f"{path} tells the power of a likelihood for another posterior or likelihood: name the likelihood "
             f"({path.parent / 'likelihood.safetensors'}) to use it with a power of 1."
         )
+    return found
+
+
+def _pool(kept: Any) -> Pool | None:
+    """What was found best, of finite numbers, or an error."""
+    plain: dict[str, Any] = {name: number(name, value) for name, value in (kept or {}).items()}
+    found = None if kept is None else Pool(**plain)
+    if found is not None and not (all(map(math.isfinite, found)) and found.power >= 0):
+        raise FileError(f"{found} cannot be.")
     return found
 
 

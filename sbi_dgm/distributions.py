@@ -334,14 +334,14 @@ class Scipy(_Frozen):
             isinstance(kind, stats.rv_continuous) and type(kind) is type(getattr(stats, kind.name, None)),
             f"{frozen!r} is no prior: give one of this library, or a frozen continuous distribution of scipy.stats.",
         )
-        self.frozen = frozen
         try:
             low, high = (number("an edge", edge, PriorError) for edge in frozen.support())
         except (TypeError, ValueError, PriorError):
             low = high = nan
-        numbers = f"{frozen.args} and {frozen.kwds}"
-        require(low < high, f"prior scipy.stats.{frozen.dist.name} with {numbers} is no distribution of one number.")
-        self.low, self.high = float(low), float(high)
+        whole = low < high and bool(np.all(np.abs(frozen.cdf(np.clip([low, high], -1e6, 1e6)) - 0.5) <= 0.5))
+        numbers = f"{frozen.args}, {frozen.kwds}"
+        require(whole, f"prior scipy.stats.{frozen.dist.name} with {numbers} is no distribution of one number.")
+        self.frozen, self.low, self.high = frozen, float(low), float(high)
 
     def describe(self) -> dict[str, Any]:
         numbers = [float(a) for a in self.frozen.args]

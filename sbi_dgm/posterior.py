@@ -16,21 +16,20 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.agreement import require_drawn
+from sbi_dgm.data.frame import understood
 from sbi_dgm.data.observed import Observation, observed_arrays, parameters_of, stacked, widest
-from sbi_dgm.data.scaling import blank
-from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
-from sbi_dgm.model import Model, device_named, rebuilt, whole
+from sbi_dgm.model import Model, device_named, filled, rebuilt, require_same
 from sbi_dgm.options import describe, restore
 from sbi_dgm.peak import highest
 from sbi_dgm.priors import Prior
+from sbi_dgm.progress import Bar
 from sbi_dgm.refinement import CAP, Refined
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, torch_generator
@@ -109,7 +108,7 @@ class Posterior:
 
     def to(self, device: str | torch.device) -> "Posterior":
         """Move the weights, in place; returns self."""
-        self.network.to(device)
+        self.network.to(device_named(str(device)))
         return self
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -196,7 +195,7 @@ class Posterior:
         generator = torch_generator(fresh(seed), device=self.device)
         theta = np.empty((len(context), n, len(self.names)))
         log_q = np.empty((len(context), n))
-        with tqdm(total=len(context) * n, unit="draw", desc="sampling", disable=not progress) as bar:
+        with Bar(total=len(context) * n, unit="draw", desc="sampling", disable=not progress) as bar:
             for rows, draws in _blocks(len(context), n):
                 count = draws.stop - draws.start
                 z, density = self._drawn(count, context[rows], generator, log_prob)
@@ -360,10 +359,12 @@ def load(
     Raises:
         FileError: missing, foreign, newer or corrupted, or a likelihood.
         ExternalError: an object is needed that the file cannot hold.
+        PriorError, OptionError: a prior is given that is not the file's, or an embedding that it does not need.
     """
     posterior = opened(path, prior=prior, embedding=embedding, device=device)
     if "roles" in posterior.record:
         raise FileError(f"{path} holds a likelihood: Likelihood.load() reads it.")
+    require_same(path, posterior.model, prior)
     return posterior
 
 
@@ -372,13 +373,14 @@ def opened(
 ) -> Posterior:
     """What a file holds, be it of theta given x or, for a likelihood, of x given theta."""
     header, tensors = artifact.read(path)
-    model = Model.restore(header, prior)
-    scalers = {name: blank(observable) for name, observable in model.observables.items()}
-    conditional = whole(model, scalers, embeddings.restore(model.embedding, embedding))
-    conditional.load_state_dict({name: values for name, values in tensors.items() if not name.startswith(GATE)})
-    kept = {name.removeprefix(GATE): values.numpy() for name, values in tensors.items() if name.startswith(GATE)}
-    gate = Gate.restore(model.observables, kept) if kept else None
-    return Posterior(model, conditional, header["record"], gate).to(device_named(device))
+    kept = {name.removeprefix(GATE): values for name, values in tensors.items() if name.startswith(GATE)}
+    weights = {name: values for name, values in tensors.items() if not name.startswith(GATE)}
+    with understood(path):
+        model = Model.restore(header, prior)
+        network = filled(model, weights, embedding)
+        gate = Gate.restore(model.observables, {name: a.numpy() for name, a in kept.items()}) if kept else None
+        posterior = Posterior(model, network, {**header["record"]}, gate)
+    return posterior.to(device)
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -57,13 +57,14 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
         at: observations, as in `sample`, at which the posterior is tested by itself (the local classifier test);
             `Report.local` has its p-values, which are no part of the verdict.
         draws: of each row. Regions need ln q of draws; where that is not exact and quick (diffusion, flow matching,
-            continuous flows, VAEs, refined posteriors), they are judged by 20 others, drawn with it.
+            continuous flows, VAEs), they are judged by 20 others, drawn with it.
         max_rows: at most so many rows are judged, chosen by the seed.
         seed: of draws and choice.
         progress: show progress bars.
 
     Raises:
         DataError: fewer than 50 held-out rows; a simulator that fails.
+        OptionError: the posterior has no density of its own, as a refined one has none.
         ExternalError: the posterior was trained with another model of noise.
 
     Example::
@@ -74,6 +75,8 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     """
     if draws < FEW:
         raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
+    if getattr(posterior, "density", "exact") == "unnormalised":
+        raise OptionError("a refined posterior knows its density but for a constant: judge the one that it refines.")
     checks.require_names(posterior.names)
     runs = None if simulator is None else find(simulator)
     folder = None if out is None else Path(out)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from sbi_dgm.data.frame import require_whole, understood
+from sbi_dgm.data.sink import writing
 from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
 from sbi_dgm.files import atomic, refuse_existing, require_file
 from sbi_dgm.parameters import Parameter
@@ -161,7 +163,7 @@ class Samples:
         """
         refuse_existing(path, overwrite)
         stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
-        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        with atomic(path) as temporary, writing(temporary) as file:
             group = file.create_group("posterior", track_order=True)
             dims = [group.create_dataset(n, data=np.arange(k)) for n, k in zip(_AXES, stack.shape[:-1], strict=False)]
             for scale, name in zip(dims, _AXES, strict=False):
@@ -184,25 +186,27 @@ class Samples:
     @classmethod
     def load(cls, path: str | Path) -> "Samples":
         """Read what `save` wrote."""
-        try:
-            with h5py.File(require_file(path), "r") as file:
-                return replace(cls._read(file["posterior"]), trust=_read_trust(file))
-        except (OSError, KeyError) as error:
-            raise FileError(f"{path} is no readable file of samples: {error}.") from None
+        require_file(path)
+        with understood(path, "{path} is no readable file of samples: {why}."), h5py.File(path, "r") as file:
+            require_whole(path, file)
+            return replace(cls._read(path, file["posterior"]), trust=_read_trust(file))
 
     @classmethod
-    def _read(cls, group: Any) -> "Samples":
-        if group.attrs["format_version"] > VERSION:
-            raise FileError(
-                f"samples of format version {group.attrs['format_version']}: this sbi_dgm reads up to {VERSION}."
-            )
+    def _read(cls, path: str | Path, group: Any) -> "Samples":
+        found, number = group.attrs["format"], group.attrs["format_version"]
+        if found != FORMAT:
+            raise FileError(f"{path} is no file of samples: it holds {found!r}, not {FORMAT!r}.")
+        if not number <= VERSION:
+            raise FileError(f"{path} has samples of format version {number}: this sbi_dgm reads up to {VERSION}.")
         names = [str(name) for name in group.attrs["names"]]
         parameters = tuple(Parameter(n, None, group[n].attrs["label"], group[n].attrs["units"]) for n in names)
         stack = np.stack([group[n][0] for n in names], axis=-1)
         log_prob = group["log_prob"][0] if "log_prob" in group else None
         if stack.ndim == 3:
             stack, log_prob = np.moveaxis(stack, 1, 0), None if log_prob is None else log_prob.T
-        bounds = group.attrs["bounds"]
+        bounds, dense = np.asarray(group.attrs["bounds"], float), log_prob is None or log_prob.shape == stack.shape[:-1]
+        if bounds.shape != (2, len(names)) or stack.ndim not in (2, 3) or not dense:
+            raise ValueError("its draws, their densities and bounds differ in shape")
         return cls(stack, parameters, log_prob, None if np.isnan(bounds).all() else bounds)
 
     def to_arviz(self) -> Any:

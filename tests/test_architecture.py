@@ -33,8 +33,8 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " preparation weights"
     ),
     (
-        "outliers trust samples artifact heldout pooling proposals refinement model conformal repair peak posterior likelihood"
-        " companion"
+        "outliers trust samples artifact heldout pooling proposals refinement model conformal repair peak posterior"
+        " likelihood companion"
     ),
     "tensorboard gating job ensemble recipe training",
     (

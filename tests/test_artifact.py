@@ -186,7 +186,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
 
     before = path.read_bytes()
     monkeypatch.setattr(artifact, "save_file", broken)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(FileError, match="full"):
         POSTERIOR.save(path, overwrite=True)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

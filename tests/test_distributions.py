@@ -213,6 +213,7 @@ def test_description_survives_json(ours, theirs):
         ({"scipy": ["gamma", 2.0, {"bogus": 1}]}, "bogus"),
         ({"scipy": ["gamma", -1.0]}, "no distribution of one number"),
         ({"scipy": ["gamma", [1.0, 2.0]]}, "no distribution of one number"),
+        ({"scipy": ["vonmises", 2.0]}, "no distribution of one number"),
         ({"scipy": ["norm", 0.0, -1.0]}, "no distribution of one number"),
         ({"scipy": ["norm", float("nan"), 1.0]}, "no distribution of one number"),
         ({"circular": [0, 1]}, "circular prior needs a periodic family"),

@@ -4,8 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
+from sbi_dgm import Simulations, calibrate
 from sbi_dgm.diagnostics.evidence import Evidence, gathered
-from sbi_dgm.errors import FileError
+from sbi_dgm.errors import FileError, OptionError
 from sbi_dgm.samples import Samples
 
 
@@ -84,3 +85,31 @@ def test_a_file_that_holds_none_is_refused_and_a_changed_byte_too(tmp_path):
         file.write(b"\xff")
     with pytest.raises(FileError, match="remove it"):
         made(Counting(), path)
+
+
+class Bounded(Counting):
+    """It knows its density by a bound, below; with the latents of its own draws it would be above."""
+
+    density = "bound"
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        drawn = super().sample(n, x, seed=seed)
+        return Samples(drawn.array, (), drawn.log_prob + 0.5)
+
+    def log_prob(self, theta, x):
+        centre = x["x"][:, :1] if theta.ndim == 3 else x["x"][:, 0]
+        return -0.5 * (theta[..., 0] - centre) ** 2
+
+
+def test_truths_and_draws_have_one_bound():
+    found = made(Bounded(), None)
+    assert found.drawn_log_prob.max() <= 0
+    assert made(Counting(), None).drawn_log_prob.shape == (60, 30)
+
+
+def test_what_lacks_a_constant_is_not_judged():
+    class Unnormalised(Counting):
+        density = "unnormalised"
+
+    with pytest.raises(OptionError, match="knows its density but for a constant: judge the one that it refines"):
+        calibrate(Unnormalised(), Simulations.from_arrays(THETA, X), progress=False)

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,8 +22,10 @@ from sbi_dgm.benchmark.methods import Method
 from sbi_dgm.benchmark.scores import Evidence, at_observations, at_truths
 from sbi_dgm.benchmark.tasks import observed, references, task_named
 from sbi_dgm.campaign import simulate
+from sbi_dgm.data.frame import understood
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.files import write_json
+from sbi_dgm.errors import FileError
+from sbi_dgm.files import read_json, write_json
 from sbi_dgm.simulator import Simulator, reason
 
 FORMAT = "sbi_dgm/benchmark_cell"
@@ -84,10 +88,33 @@ class Cell:
         return folder / "cells" / f"{self.name}-{self.method.label}-{self.budget}-{self.seed}-{digest}.json"
 
     def found(self, folder: Path) -> dict[str, Any] | None:
-        """What was measured before; None where nothing was, or where it failed."""
-        path = self.path(folder)
-        content = json.loads(path.read_text()) if path.exists() else None
-        return content if content and "error" not in content else None
+        """What was measured before; None where nothing was, where it failed, or where its file is damaged."""
+        content = read(self.path(folder))
+        return content if content and "error" not in content and content | self.title == content else None
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The content of a cell's file; None where there is none, or it is damaged or of another version."""
+    try:
+        content = read_json(path)
+        with understood(path):
+            return content if _is_whole(content) else None
+    except FileError:
+        return None
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether all is there that tables are made of."""
+    kinds = {"format": str, "format_version": int, "task": str, "method": str, "budget": int, "seed": int}
+    known = all(isinstance(content[name], kind) for name, kind in kinds.items())
+    if not known or (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
+        return False
+    if "error" in content:
+        return isinstance(content["error"], str)
+    scores = list(content["scores"].values())
+    numbers = [content["draws"], *content["truths"].values(), *content["seconds"].values(), *chain(*scores)]
+    complete = {len(content["observations"])} == {len(values) for values in scores}
+    return complete and all(isinstance(value, int | float | None) for value in numbers)
 
 
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -175,15 +202,33 @@ def _simulated(task: Any, cell: Cell, folder: Path) -> Simulations:
     return Simulations.open(path, prior=task.prior)
 
 
+class _Threads:
+    """Who has torch on one thread, and how many it had before."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, 1
+
+
+_threads = _Threads()
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread, as it was afterwards: small networks are fastest so, and any number of workers agrees."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Torch on one thread, as it was afterwards: small networks are fastest so, and any number of workers agrees.
+
+    Cells may overlap in threads of one process: what was before is what the first of them found.
+    """
+    with _threads.lock:
+        before = torch.get_num_threads()  # asked in any case: a thread takes the number of others when it first asks
+        _threads.before = _threads.before if _threads.users else before
+        _threads.users += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _threads.lock:
+            _threads.users -= 1
+            torch.set_num_threads(_threads.before)
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ follows Student's distribution with k - 1 degrees of freedom. A loss is signific
 most. The variance is at least that of the accuracy on S + S draws itself, 1 / (8 S) for each observation.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ import numpy as np
 import scipy
 
 from sbi_dgm.benchmark.table import FORMAT, KEY
+from sbi_dgm.data.frame import understood
 from sbi_dgm.errors import FileError, OptionError
-from sbi_dgm.files import require_file
+from sbi_dgm.files import read_json
 
 ALPHA = 0.01
 
@@ -47,12 +48,13 @@ class Verdict(NamedTuple):
 
 def baseline(path: str | Path) -> dict[str, Any]:
     """A stored `summary.json`; `FileError` where it is none."""
-    try:
-        content = json.loads(require_file(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_json(path)
+    if content.get("format") != FORMAT:
         raise FileError(f"{path} is no baseline: give the summary.json of a benchmark.")
+    with understood(path):
+        scores = {tuple(entry[k] for k in KEY): math.fsum(entry["c2st"]) for entry in content["entries"]}
+        if not (all(map(math.isfinite, scores.values())) and content["draws"] * len(content["observations"]) >= 1):
+            raise ValueError("its numbers cannot be")
     return content
 
 

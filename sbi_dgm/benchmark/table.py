@@ -1,6 +1,6 @@
 """From cells to tables: means and medians over observations, standard errors over seeds, published figures beside."""
 
-import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sbi_dgm.benchmark import cells
 from sbi_dgm.files import atomic, write_json, write_text
 
 KEY = ["task", "method", "budget"]
@@ -89,8 +90,16 @@ class Results:
 
 
 def gathered(folder: str | Path) -> Results:
-    """All cells that lie in the folder of a benchmark."""
-    return Results([json.loads(path.read_text()) for path in sorted((Path(folder) / "cells").glob("*.json"))])
+    """All cells that lie in the folder of a benchmark.
+
+    Warns:
+        some cannot be read; the next run measures them again.
+
+    """
+    found = {path.name: cells.read(path) for path in sorted((Path(folder) / "cells").glob("*.json"))}
+    if bad := [name for name, content in found.items() if content is None]:
+        warnings.warn(f"{len(bad)} cells of {folder} are damaged or of another version: {bad[0]}.", stacklevel=2)
+    return Results([content for content in found.values() if content is not None])
 
 
 def published() -> pd.DataFrame:

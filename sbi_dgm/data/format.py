@@ -92,6 +92,7 @@ class Header:
         parameters = [Parameter(n, None, label, unit) for n, label, unit in zip(names, labels, units, strict=True)]
         if prior is not None:
             parameters = [Parameter.restore(p) for p in prior["parameters"]]
+            _ = prior["fingerprint"] if prior["kind"] == "external" else priors.restore(prior)  # which must succeed
         return cls(
             tuple(parameters),
             {name: Observable.restore(description) for name, description in observables},
@@ -198,15 +199,14 @@ def read(path: str | Path) -> tuple[Header, dict[str, Column]]:
     """
     path = require_file(path)
     frame.check(path)
-    try:
+    with frame.understood(path, "{path} is no readable simulation file: {why}."):
         handle = Handle(path)
         attributes = {key: _plain(value) for key, value in handle.open().attrs.items()}
         _check_attributes(path, attributes)
+        frame.require_whole(path, handle.open())
         columns = _columns(handle, attributes)
         header = Header.restore(attributes)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} is no readable simulation file: {str(error).splitlines()[0]}.") from None
-    _check_shapes(path, header, columns)
+        _check_shapes(path, header, columns)
     return header, columns
 
 

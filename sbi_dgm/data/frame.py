@@ -8,11 +8,14 @@ writing loses the seal with its next change, and is then read without it.
 import json
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sbi_dgm.errors import FileError
+import h5py
+
+from sbi_dgm.errors import FileError, SbiError
 
 MAGIC = b"sbi_dgm\n"
 TAIL = struct.Struct("<II8s")  # length of the JSON before it, its CRC-32, MAGIC
@@ -20,7 +23,45 @@ SUPERBLOCK = struct.Struct("<8sB31xQ")  # signature, version, end of the file
 HDF5 = b"\x89HDF\r\n\x1a\n"
 PARTS = 512  # at the front and at the end of the file; between them an index of very many chunks goes unsealed
 
+DAMAGED = "{path} is damaged or of another version: {why}."
 Extents = list[tuple[int, int]]
+
+
+@contextmanager
+def understood(path: str | Path, sentence: str = DAMAGED) -> Iterator[None]:
+    """`FileError` where what a file holds makes the code within fail; errors of ours stay as they are.
+
+    Args:
+        path: of the file.
+        sentence: with `{path}` and `{why}`.
+
+    >>> with understood("a.json"):
+    ...     {}["names"]
+    Traceback (most recent call last):
+    sbi_dgm.errors.FileError: a.json is damaged or of another version: KeyError 'names'.
+    """
+    try:
+        yield
+    except SbiError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a file can hold anything)
+        kind = "" if isinstance(error, OSError) or " " in str(error) else f"{type(error).__name__} "
+        raise FileError(sentence.format(path=path, why=kind + _first_line(error))) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
+
+
+def require_whole(path: str | Path, file: h5py.File) -> None:
+    """`FileError` where an HDF5 file leads to other files: one of ours holds all that is its own."""
+    links: dict[str, Any] = {}
+    file.visititems_links(links.__setitem__)
+    for name, link in links.items():
+        dataset: Any = file.get(name) if isinstance(link, h5py.HardLink) else None
+        elsewhere = isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual)
+        if not isinstance(link, h5py.HardLink) or elsewhere:
+            raise FileError(f"{path} is damaged: {name!r} leads to another place, which no file of ours does.")
 
 
 def chunks(dataset: Any) -> Extents:
@@ -52,15 +93,22 @@ def check(path: Path) -> None:
         start = size - TAIL.size - length
         if magic == MAGIC and start == end and _sum(file, [(start, start + length)]) == total:
             file.seek(start)
-            note = json.loads(file.read(length))
-            if _sum(file, note["parts"]) == note["crc32"]:
-                return
+            with understood(path):
+                note = json.loads(file.read(length))
+                if _within(note["parts"], start) and _sum(file, note["parts"]) == note["crc32"]:
+                    return
     raise FileError(f"{path}: its structure is not what was written: its checksum fails. Restore the file from a copy.")
 
 
 def _gaps(numbers: Extents, size: int) -> Extents:
     edges = [0, *(edge for extent in numbers for edge in extent), size]
     return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a]
+
+
+def _within(parts: Iterable[tuple[int, int]], size: int) -> bool:
+    """Whether parts come one after the other, all before `size`."""
+    edges = [0, *(edge for first, last in parts for edge in (first, last)), size]
+    return edges == sorted(edges)
 
 
 def _sum(file: BinaryIO, parts: Iterable[tuple[int, int]]) -> int:

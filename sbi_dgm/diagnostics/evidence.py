@@ -7,19 +7,22 @@ there where it is the same.
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from sbi_dgm.data.columns import absent_rows
-from sbi_dgm.errors import FileError
+from sbi_dgm.data.frame import require_whole, understood
+from sbi_dgm.data.sink import writing
 from sbi_dgm.files import atomic
+from sbi_dgm.progress import Bar
+from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array
 
 BLOCK_DRAWS = 2**17  # of a step of the progress bar
+UNREADABLE = "{path} holds no draws that can be read ({why}): remove it."
 FEW = 20  # draws with ln q, where each solves an equation
 
 
@@ -139,15 +142,22 @@ def _drawn(
 ) -> Drawn:
     densities = draws if getattr(posterior, "density", "exact") == "exact" else FEW
     rng, step, parts = numpy_generator(seed), max(1, BLOCK_DRAWS // draws), []
-    with tqdm(total=len(theta), unit="row", desc="calibrating", disable=not progress) as bar:
+    with Bar(total=len(theta), unit="row", desc="calibrating", disable=not progress) as bar:
         for first in range(0, len(theta), step):
             rows = slice(first, first + step)
             seen = {name: values[rows] for name, values in x.items()}
             dense = posterior.sample(densities, seen, seed=int(rng.integers(2**62)), log_prob=True)
             samples = dense if densities >= draws else posterior.sample(draws, seen, seed=int(rng.integers(2**62)))
-            parts.append((samples.array, posterior.log_prob(theta[rows], seen), dense.log_prob))
+            parts.append((samples.array, posterior.log_prob(theta[rows], seen), _density(posterior, dense, seen)))
             bar.update(len(theta[rows]))
     return Drawn(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _density(posterior: Judged, draws: Samples, x: Mapping[str, np.ndarray]) -> Array:
+    """Ln q of draws (B, S), as the truths have it: a bound of draws with their own latents would lie above theirs."""
+    if getattr(posterior, "density", "exact") == "bound":
+        return np.asarray(posterior.log_prob(draws.array, x))
+    return cast("Array", draws.log_prob)
 
 
 def fingerprint(posterior: Judged, theta: Array, x: Mapping[str, np.ndarray], draws: int, seed: int) -> str | None:
@@ -162,7 +172,7 @@ def fingerprint(posterior: Judged, theta: Array, x: Mapping[str, np.ndarray], dr
 
 
 def _keep(path: Path, drawn: Drawn, key: str | None) -> None:
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic(path) as temporary, writing(temporary) as file:
         file.attrs["fingerprint"] = key or ""
         for name, values in drawn._asdict().items():
             file.create_dataset(name, data=values, fletcher32=True, chunks=True)
@@ -171,9 +181,12 @@ def _keep(path: Path, drawn: Drawn, key: str | None) -> None:
 def _kept(path: Path, key: str | None) -> Drawn | None:
     if key is None or not path.exists():
         return None
-    try:
-        with h5py.File(path, "r") as file:
-            found = [np.asarray(file[name]) for name in Drawn._fields] if file.attrs["fingerprint"] == key else None
-            return None if found is None else Drawn(*found)
-    except (OSError, KeyError) as error:
-        raise FileError(f"{path} holds no draws that can be read ({error}): remove it.") from None
+    with understood(path, UNREADABLE), h5py.File(path, "r") as file:
+        require_whole(path, file)
+        if file.attrs["fingerprint"] != key:
+            return None
+        found = Drawn(*(np.asarray(file[name], float) for name in Drawn._fields))
+        (rows, _, _), _, (others, _) = found.draws.shape, found.log_prob.shape, found.drawn_log_prob.shape
+        if not rows == len(found.log_prob) == others:
+            raise ValueError("its rows differ in number")
+        return found
