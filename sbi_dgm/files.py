@@ -5,20 +5,24 @@ by a rename, which POSIX makes atomic; then the folder itself is flushed, so tha
 power cut as well.
 """
 
+import errno
 import json
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from sbi_dgm.errors import FileError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def _flush(path: Path) -> None:
@@ -76,15 +80,13 @@ def held(what: Path) -> Iterator[None]:
         FileError: another one holds it.
 
     """
-    lock = what.absolute().with_name(f".{what.name}.lock")
+    place = what.resolve()
+    lock = place.with_name(f".{place.name}.lock")
     made = not lock.parent.exists()
     with _told(what):
         lock.parent.mkdir(parents=True, exist_ok=True)
         ours = FileLock(lock, timeout=0)
-        try:
-            ours.acquire()
-        except Timeout:
-            raise FileError(f"{what} is being written by another process: let it end, or name another.") from None
+        _acquire(ours, what)
     try:
         yield
     finally:
@@ -93,6 +95,17 @@ def held(what: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):
                 lock.parent.rmdir()  # where nothing came of it
+
+
+def _acquire(lock: BaseFileLock, what: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileError(f"{what} is being written by another process: let it end, or name another.") from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(f"{what} is on a file system without locks: let no other process write there.", stacklevel=5)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,12 +1,15 @@
 """Atomic writes: the old content or the new, never a part."""
 
+import errno
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 
+from sbi_dgm import files
 from sbi_dgm.errors import FileError
 from sbi_dgm.files import atomic, held, read_json, refuse_existing, require_file, write_json, write_text
 
@@ -160,6 +163,16 @@ def test_one_holds_a_folder_at_a_time_and_leaves_no_trace(tmp_path):
     with held(tmp_path / "new" / "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_file_system_without_locks_is_said_and_written_to(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(files.FileLock, "acquire", mock.Mock(side_effect=error))
+    with pytest.warns(UserWarning, match="a is on a file system without locks"), held(tmp_path / "a"):
+        pass
+    monkeypatch.setattr(files.FileLock, "acquire", mock.Mock(side_effect=OSError(errno.EACCES, "Permission denied")))
+    with pytest.raises(FileError, match="a cannot be written: Permission denied"), held(tmp_path / "a"):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", "[" * 100_000])
