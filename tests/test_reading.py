@@ -164,7 +164,7 @@ def test_another_reading_is_refused_on_resuming_and_chosen_afresh_on_overwriting
     with pytest.raises(TrainingError, match="was started with reading = "):
         fit(out=tmp_path / "run", resume=True, reading=Reading(mode="stream"))
     machine.memory.write_text("MemAvailable: 1 kB\n")
-    fit(out=tmp_path / "run", resume=True, overwrite=True)
+    fit(out=tmp_path / "run", overwrite=True)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["reading"]["mode"] == "stream"
 
 

@@ -90,7 +90,7 @@ def test_another_number_of_repeats_is_another_campaign(tmp_path, before, after):
         ({"n": 251}, "n = 251 is no multiple of repeats = 5: 250 or 255 would be"),
         ({"n": 3}, "n = 3 is no multiple of repeats = 5: 5 would be"),
         ({"shard_rows": 42}, "shard_rows = 42 is no multiple of repeats = 5: 40 or 45 would be"),
-        ({"repeats": 0}, "repeats = 0: at least 1 is needed"),
+        ({"repeats": 0}, "repeats = 0: a whole number, at least 1, is needed"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_before_anything_is_drawn(tmp_path, wrong, told):
