@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import contextmanager
 from glob import escape
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from sbi_dgm.data import format as layout
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
 from sbi_dgm.executors import Pool, require_picklable
-from sbi_dgm.files import held, read_json, write_json
+from sbi_dgm.files import held, path_of, read_json, write_json
+from sbi_dgm.kinds import is_a, number, whole
 from sbi_dgm.progress import Bar
 from sbi_dgm.seeds import sequence
 from sbi_dgm.shards import KEPT, SAME, NoSuccessError, Part, Plan, shard
@@ -84,7 +84,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     sequence(seed)
     _check_repeats(n, shard_rows, repeats)
     found = simulators.find(simulator)
-    plan, out = Plan(found, int(seed), int(shard_rows), int(repeats)), Path(out)
+    plan, out = Plan(found, int(seed), int(shard_rows), int(repeats)), path_of(out)
     if executor is None and workers > 1:
         require_picklable(plan, f"simulator {found.name!r}")
     folder = out.with_name(out.name + ".shards")
@@ -119,19 +119,18 @@ def _write(out: Path, kept: int, n: int, plan: Plan, folder: Path, numbers: rang
 
 def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, timeout: float | None) -> None:
     for name, value in (("n", n), ("workers", workers), ("shard_rows", shard_rows)):
-        if not isinstance(value, Integral) or value < 1:
-            raise OptionError(f"{name} = {value}: a whole number, at least 1, is needed.")
+        whole(name, value, 1)
+    is_a("executor", executor, Executor | None, "a concurrent.futures.Executor")
     if timeout is not None and (executor is not None or workers < 2):
         raise OptionError(
             "timeout holds for our own pool alone: pass workers=2 or more (--workers 2), and no executor."
         )
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and not number("timeout", timeout) > 0:
         raise OptionError(f"timeout = {timeout}: seconds above 0 are needed.")
 
 
 def _check_repeats(n: int, shard_rows: int, repeats: int) -> None:
-    if not isinstance(repeats, Integral) or repeats < 1:
-        raise OptionError(f"repeats = {repeats}: a whole number, at least 1, is needed.")
+    whole("repeats", repeats, 1)
     for name, value in (("n", n), ("shard_rows", shard_rows)):
         if value % repeats:
             below = value // repeats * repeats

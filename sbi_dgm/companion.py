@@ -7,7 +7,7 @@ from typing import Any
 
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
-from sbi_dgm.files import read_json, write_json
+from sbi_dgm.files import path_of, read_json, write_json
 from sbi_dgm.kinds import number, text
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.pooling import Pool
@@ -49,7 +49,7 @@ def load_refined(
         refined.sample(1000, x)
 
     """
-    beside = Path(folder) / FOLDER
+    beside = path_of(folder) / FOLDER
     if not (beside / "likelihood.safetensors").exists():
         raise FileError(f"no likelihood was learned with it ({beside}): train --refine does, or name one.")
     posterior = posterior or load(Path(folder) / "posterior.safetensors", prior=prior, device=device)

@@ -56,13 +56,13 @@ class ExternalError(SbiError):
     """An artefact refers to an object that it does not contain and that must be passed to `load`."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for an unknown name, with the nearest known one.
 
     >>> unknown("estimator", "flwo", ["flow", "diffusion"])
     "unknown estimator 'flwo': did you mean 'flow'? Known: diffusion, flow."
     """
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(str(name), names, n=1)
     hint = f": did you mean {close[0]!r}?" if close else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."

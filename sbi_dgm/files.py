@@ -21,6 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from sbi_dgm.errors import FileError
+from sbi_dgm.kinds import is_a
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -132,13 +133,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Raise `FileError` where `path` exists and may not be replaced."""
-    if Path(path).exists() and not overwrite:
+    if path_of(path).exists() and not overwrite:
         raise FileError(f"{path} exists already: pass overwrite=True (--overwrite) to replace it, or name another.")
+
+
+def path_of(path: str | Path) -> Path:
+    """The same as a `Path`, or `FileError` where it is none."""
+    return Path(is_a("path", path, str | os.PathLike, "the path of a file or folder, as a text", FileError))
 
 
 def require_file(path: str | Path) -> Path:
     """Return `path` as a `Path`, or raise `FileError` where there is no such file."""
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         raise FileError(f"there is no file {str(path)!r} (working folder: {Path.cwd()}).")
     return path
@@ -146,7 +152,7 @@ def require_file(path: str | Path) -> Path:
 
 def matching(pattern: str | Path) -> list[Path]:
     """The files that a path or a glob means, sorted by name with numbers as numbers (2 before 10); at least one."""
-    if not has_magic(str(pattern)) or Path(pattern).exists():
+    if not has_magic(str(pattern)) or path_of(pattern).exists():
         return [require_file(pattern)]
     found = [Path(name) for name in glob(str(pattern), recursive=True)]  # noqa: PTH207  (absolute patterns)
     if not found:

@@ -25,6 +25,7 @@ from sbi_dgm.data.observed import Observation, observed_arrays, parameters_of, s
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing
+from sbi_dgm.kinds import whole
 from sbi_dgm.model import Model, device_named, filled, rebuilt, require_same
 from sbi_dgm.options import describe, restore
 from sbi_dgm.peak import highest
@@ -263,7 +264,7 @@ class Posterior:
         edge of the prior is ruled by tails that no draw has seen. A maximum on the box is warned of by name.
         """
         arrays, single = self._seen(x)
-        theta, log_q = self._draws(draws, self._context(arrays), seed, True)
+        theta, log_q = self._draws(whole("draws", draws, 2), self._context(arrays), seed, True)
         found = []
         for i, row in enumerate(self.observations(x)[0]):
             found.append(highest(theta[i], log_q[i], partial(self.log_prob, x=row), self.model.reference))

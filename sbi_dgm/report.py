@@ -18,6 +18,7 @@ from sbi_dgm.diagnostics.findings import LEVEL, Grounds, Report, findings
 from sbi_dgm.diagnostics.information import information
 from sbi_dgm.diagnostics.local import local
 from sbi_dgm.errors import OptionError
+from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import Simulator, find
 
@@ -73,7 +74,9 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
         print(report.verdict)
 
     """
-    if draws < FEW:
+    is_a("posterior", posterior, Judged, "anything with names, sample and log_prob")
+    is_a("data", data, Simulations, "Simulations")
+    if whole("draws", draws) < FEW:
         raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
     if getattr(posterior, "density", "exact") == "unnormalised":
         raise OptionError("a refined posterior knows its density but for a constant: judge the one that it refines.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from sbi_dgm.data.frame import require_whole, understood
 from sbi_dgm.data.sink import writing
 from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
 from sbi_dgm.files import atomic, refuse_existing, require_file
+from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior
 from sbi_dgm.trust import Trust
@@ -76,6 +78,9 @@ class Samples:
         """The draws of one of several observations."""
         if self.array.ndim != 3:
             raise ObservationError("these are draws for one observation already.")
+        count, index = len(self.array), whole("observation", index)
+        if not -count <= index < count:
+            raise ObservationError(f"observation {index} is not among the {count}, 0 to {count - 1}.")
         log_prob = None if self.log_prob is None else self.log_prob[index]
         trust = None if self.trust is None else self.trust.observation(index)
         return Samples(self.array[index], self.parameters, log_prob, self.bounds, trust)
@@ -131,10 +136,13 @@ class Samples:
 
         if len(self) <= len(self.parameters):
             raise ObservationError(f"{len(self)} draws of {len(self.parameters)} parameters are too few for a figure.")
+        is_a("others", others, Mapping | None, "Samples by legend entry")
         if label in (others or {}) or len(others or {}) >= len(plots.COLOURS):
             raise OptionError(
                 f"others: give each its own label, none of them {label!r}, and {len(plots.COLOURS)} layers at most."
             )
+        for name, other in (others or {}).items():
+            is_a(f"others[{name!r}]", other, Samples, "Samples")
         layers = {label: self._one()} | {name: self._alike(other) for name, other in (others or {}).items()}
         return plots.corner(layers, [p.title for p in self.parameters], self._marked(truth))
 
@@ -211,16 +219,22 @@ class Samples:
 
     def to_arviz(self) -> Any:
         """An ArviZ data tree with the group `posterior` (needs the package arviz-base)."""
-        import arviz_base  # pyright: ignore[reportMissingImports]
-
+        arviz_base = _extra("arviz_base", "arviz-base")
         stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
         return arviz_base.from_dict({"posterior": {name: stack[..., i] for i, name in enumerate(self.names)}})
 
     def to_getdist(self) -> Any:
         """A `getdist.MCSamples` of one observation's draws (needs the package getdist)."""
-        from getdist import MCSamples  # pyright: ignore[reportMissingImports]
+        return _extra("getdist", "getdist").MCSamples(
+            samples=self._one(), names=self.names, labels=[p.label or p.name for p in self.parameters]
+        )
 
-        return MCSamples(samples=self._one(), names=self.names, labels=[p.label or p.name for p in self.parameters])
+
+def _extra(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise OptionError(f"{package} is not installed: pip install {package}.") from None
 
 
 def _write_trust(group: h5py.Group, trust: Trust) -> None:

@@ -1,7 +1,6 @@
 """From simulations to a posterior, a likelihood, or the one refined by the other: `fit`, the one door to training."""
 
 import math
-import reprlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from sbi_dgm.embeddings.fusion import Auto
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.estimators.base import Family, family
 from sbi_dgm.job import Job
+from sbi_dgm.kinds import is_a, texts, whole
 from sbi_dgm.likelihood import Likelihood
 from sbi_dgm.loop import Training
 from sbi_dgm.posterior import Posterior, opened
@@ -131,10 +131,13 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         refined = sbi_dgm.fit(data, "auto", learn="refined", members=4)
 
     """
-    if learn not in LEARN:
+    if learn not in list(LEARN):
         raise OptionError(unknown("role", learn, LEARN))
     _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training, split=split, reading=reading)
-    _require_names(parameters)
+    _require_kinds(noise=noise, out=out)
+    members = whole("members", members, 1)
+    if parameters is not None and not texts("parameters", parameters):
+        raise OptionError("parameters = []: give a list of names, or leave it out for all of them.")
     data.require_rows(parameters)
     _refuse_unused(data, rate, members, workers)
     if resume and overwrite:
@@ -226,26 +229,21 @@ LEARN: dict[str, Callable[[Job, int, int | None], Posterior | Likelihood | Refin
 }
 
 
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+KINDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "data": ((Simulations,), "Simulations, such as Simulations.open(path) or Simulations.from_arrays(theta, x)"),
     "estimator": ((str, Family), "a family's name, or its options, such as Flow(transforms=8)"),
     "embedding": ((str, embeddings.Embedding, nn.Module), "an embedding's name, its options, or a module"),
     "training": ((Training, NoneType), "Training(...)"),
     "split": ((SplitRule, NoneType), "SplitRule(...)"),
     "reading": ((Reading, NoneType), "Reading(...)"),
+    "noise": ((Callable, NoneType), "a function (x, theta, generator) -> x"),
+    "out": ((str, Path, NoneType), "the path of a folder"),
 }
 
 
 def _require_kinds(**given: object) -> None:
     for name, value in given.items():
-        kinds, wanted = KINDS[name]
-        if not isinstance(value, kinds):
-            raise OptionError(f"{name} is {reprlib.repr(value)}: give {wanted}.")
-
-
-def _require_names(parameters: Sequence[str] | None) -> None:
-    if parameters is not None and (isinstance(parameters, str) or not list(parameters)):
-        raise OptionError(f"parameters = {parameters!r}: give a list of names, or leave it out for all of them.")
+        is_a(name, value, *KINDS[name])
 
 
 def _refuse_unused(data: Simulations, rate: bool, members: int, workers: int | None) -> None:

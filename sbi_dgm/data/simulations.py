@@ -23,6 +23,7 @@ from sbi_dgm.data.tables import Table
 from sbi_dgm.distributions import Normal
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, unknown
 from sbi_dgm.files import held, matching, refuse_existing
+from sbi_dgm.kinds import is_a, texts
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior, known, same
 from sbi_dgm.univariate import Array
@@ -132,6 +133,10 @@ class Simulations:
                 split; `split`, 0 to train, 1 to validate, 2 to test.
 
         """
+        is_a("prior", prior, Prior | None, "a Prior")
+        names = None if names is None else texts("names", names)
+        for name, observable in is_a("observables", observables or {}, Mapping, "Observable by name").items():
+            is_a(f"observables[{name!r}]", observable, Observable, "an Observable")
         if hasattr(theta, "columns") and hasattr(theta, "to_numpy"):
             theta, names = framed(theta, names if prior is None else prior.names)
         seen = dict(x) if isinstance(x, Mapping) else {"x": x}

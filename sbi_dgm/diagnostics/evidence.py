@@ -7,7 +7,7 @@ there where it is the same.
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import h5py
 import numpy as np
@@ -26,6 +26,7 @@ UNREADABLE = "{path} holds no draws that can be read ({why}): remove it."
 FEW = 20  # draws with ln q, where each solves an equation
 
 
+@runtime_checkable
 class Judged(Protocol):
     """All that a diagnostic needs of a posterior."""
 
