@@ -187,7 +187,7 @@ def _layout(p: argparse.ArgumentParser) -> None:
         "--theta",
         metavar="PLACES",
         action=_Joined,
-        help="datasets of the parameters, by commas, or a table beside (.txt, .csv)",
+        help="datasets of the parameters, by commas, name=place to name one; or a table beside (.txt, .csv)",
     )
     p.add_argument(
         "--x", metavar="PLACES", action=_Joined, help="datasets of the observables, by commas; name=place to name one"

@@ -236,3 +236,26 @@ def test_a_dataset_with_an_equals_sign_trains_and_is_found_again(tmp_path):
     assert command("train", path, "-o", tmp_path / "run", "--theta", "theta", "--x", "z=0.00/maps", *SMALL) == 0
     model = tmp_path / "run" / "posterior.safetensors"
     assert command("sample", model, path, "--row", 4, "-n", 30, "-o", tmp_path / "s.h5") == 0
+
+
+def test_columns_that_end_alike_are_named(tmp_path):
+    """As they were said, also by what remembers the layout; a name in the file itself is a place first."""
+    theta = np.random.default_rng(0).normal(size=(60, 3))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, column in zip(("inj/mass/value", "inj/ra/value", "inj/a=b"), theta.T, strict=True):
+            file[name] = column
+        file["x"], file["pair"] = theta, theta[:, :2]
+    places = "mass=inj/mass/value,inj/ra/value,inj/a=b"
+    data = Simulations.open(tmp_path / "a.h5", theta=places, x="x")
+    assert data.names == ["mass", "value", "a=b"]
+    np.testing.assert_array_equal(data.theta, theta)
+    again = Simulations.open(tmp_path / "a.h5", **data.layout.model_dump(include={"theta", "x"}))
+    assert again.names == data.names
+    turned = Simulations.open(tmp_path / "a.h5", theta="r=inj/ra/value,m=inj/mass/value", x="x")
+    np.testing.assert_array_equal(turned.theta, theta[:, [1, 0]])
+    with pytest.raises(OptionError, match="name single columns, each with its own place"):
+        Simulations.open(tmp_path / "a.h5", theta="both=pair", x="x")
+    with pytest.raises(
+        DataError, match=r"\['value', 'value'\]: each name may stand only once; name them, such as a=first/x"
+    ):
+        Simulations.open(tmp_path / "a.h5", theta="inj/mass/value,inj/ra/value", x="x")

@@ -34,7 +34,8 @@ class Layout(Options):
 
     Attributes:
         theta: places of the parameters: datasets (N,) or (N, D), fields of a compound one, a group of columns; or a
-            table in a file beside (.txt, .csv, .dat, .tsv, .npy), or columns of it. Text by commas, or a list.
+            table in a file beside (.txt, .csv, .dat, .tsv, .npy), or columns of it. Text by commas, or a list; in the
+            file also `name=place`.
         x: places of the observables, by name; text by commas, `name=place` or `place`; a word with "=" is a place
             where the file has one so called, else split at the first "=". A group with `values` and `offsets` holds
             sets of varying size, complex numbers become pairs of real ones.
@@ -164,9 +165,7 @@ def _part(handle: Handle, layout: Layout, *, bare: bool = False) -> Part:
     _require_pairs(handle, seen)
     if bare:
         return Part(handle, None, seen, {})
-    theta = None if _outside(layout) else table(handle, layout.theta)
-    if theta is not None:
-        _require_apart(handle, layout.theta, [place for _, place in pairs])
+    theta = None if _outside(layout) else _parameters(handle, layout)
     part = Part(handle, theta, seen, _extra(handle, layout))
     if theta is not None:
         universes = theta.column.shape[0]
@@ -174,6 +173,20 @@ def _part(handle: Handle, layout: Layout, *, bare: bool = False) -> Part:
         extra = {name: _each(handle.path, name, values, universes, times) for name, values in part.extra.items()}
         return part._replace(extra=extra)
     return part
+
+
+def _parameters(handle: Handle, layout: Layout) -> Table:
+    """The numbers at theta's places, under the names that are given to some of them."""
+    pairs = [_title_and_place(handle, word, word) for word in layout.theta]
+    places = [place for _, place in pairs]
+    _require_apart(handle, places, [_title_and_place(handle, *pair)[1] for pair in layout.x.items()])
+    found = table(handle, places)
+    titles = {i: title for i, (title, place) in enumerate(pairs) if title != place}
+    if not titles:
+        return found
+    if len(found.names) != len(places):
+        raise OptionError(f"theta = {', '.join(layout.theta)}: name single columns, each with its own place.")
+    return Table(tuple(titles.get(i, name) for i, name in enumerate(found.names)), found.column)
 
 
 def _require_apart(handle: Handle, *places: Iterable[str]) -> None:
@@ -319,7 +332,9 @@ def named(theta: Table, prior: Prior | None) -> Table:
     found = theta.names or (tuple(f"theta_{i}" for i in range(number)) if prior is None else prior.names)
     names = found if prior is None else prior.names
     if len(set(found)) < len(found):
-        raise DataError(f"theta has columns {list(found)}: each name may stand only once.")
+        raise DataError(
+            f"theta has columns {list(found)}: each name may stand only once; name them, such as a=first/x,b=second/x."
+        )
     if set(found) != set(names) or number != len(names):
         raise PriorError(f"the prior is of {list(names)}, but theta has {list(theta.names) or number} columns.")
     return Table(names, Theta(theta.column, [found.index(name) for name in names], prior))
