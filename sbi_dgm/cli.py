@@ -133,6 +133,7 @@ def _sample(a: argparse.Namespace) -> None:
     from sbi_dgm.files import atomic, refuse_existing
     from sbi_dgm.inspection import summarised
     from sbi_dgm.posterior import load
+    from sbi_dgm.progress import Bar
 
     refuse_existing(a.out, a.overwrite)
     if a.corner:
@@ -150,7 +151,7 @@ def _sample(a: argparse.Namespace) -> None:
         raise OptionError("--effective is that of importance weights: it needs --refine.")
     if a.refine is not None:
         better = _refined(a, posterior)
-        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=print, strict=a.strict)
+        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=Bar.write, strict=a.strict)
     else:
         keep = a.log_prob or posterior.density == "exact"
         samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True, strict=a.strict)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -19,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from sbi_dgm.errors import OptionError, SbiError
 
@@ -155,11 +156,17 @@ def _runs(pid: int) -> bool:
 
 def _interruptible(task: Callable[[], Any]) -> Any:
     """In a process of ours: a task that may clean up when it is ended."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         return task()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop(*_: Any) -> NoReturn:
+    """End the task, silently: HDF5 prints what is raised while it writes, and nobody asked this process."""
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    raise KeyboardInterrupt
 
 
 def require_picklable(thing: Any, title: str) -> None:

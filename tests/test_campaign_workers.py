@@ -168,3 +168,19 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(FileError, match="all workers must share the file system"):
         shards.fill(shards.Plan(Toy(), 1, 40), 0, tmp_path / "elsewhere")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("handler", "silent"), [("executors._stop", True), ("signal.default_int_handler", False)])
+def test_a_worker_that_is_ended_while_hdf5_writes_prints_nothing(handler, silent):
+    """A signal within a callback, here a destructor, where what is raised can only be printed."""
+    code = f"""
+import os, signal
+from sbi_dgm import executors
+class Writing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+executors._stop = {handler}
+executors._interruptible(lambda: None if Writing() else None)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+    assert (told == "") == silent, told
