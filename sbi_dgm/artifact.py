@@ -13,9 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sbi_dgm.checkpoints import digest
-from sbi_dgm.data.frame import understood
 from sbi_dgm.errors import FileError
-from sbi_dgm.files import atomic, require_file
+from sbi_dgm.files import atomic, require_file, understood
 
 FORMAT = "sbi_dgm/posterior"
 VERSION = 6

@@ -13,8 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sbi_dgm.data.frame import understood
-from sbi_dgm.files import atomic
+from sbi_dgm.files import atomic, understood
 
 UNREADABLE = "{path} is no readable checkpoint ({why}): start again with overwrite=True (--overwrite)."
 Tensors = dict[str, torch.Tensor]

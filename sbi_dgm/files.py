@@ -20,9 +20,10 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
-from sbi_dgm.errors import FileError
+from sbi_dgm.errors import FileError, SbiError
 from sbi_dgm.kinds import is_a
 
+DAMAGED = "{path} is damaged or of another version: {why}."
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -118,6 +119,32 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; keys keep their order."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def understood(path: str | Path, sentence: str = DAMAGED) -> Iterator[None]:
+    """`FileError` where what a file holds makes the code within fail; errors of ours stay as they are.
+
+    Args:
+        path: of the file.
+        sentence: with `{path}` and `{why}`.
+
+    >>> with understood("a.json"):
+    ...     {}["names"]
+    Traceback (most recent call last):
+    sbi_dgm.errors.FileError: a.json is damaged or of another version: KeyError 'names'.
+    """
+    try:
+        yield
+    except SbiError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a file can hold anything)
+        kind = "" if isinstance(error, OSError) or " " in str(error) else f"{type(error).__name__} "
+        raise FileError(sentence.format(path=path, why=kind + _first_line(error))) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -20,11 +20,10 @@ from torch import Generator, Tensor, nn
 from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.agreement import require_drawn
-from sbi_dgm.data.frame import understood
 from sbi_dgm.data.observed import Observation, observed_arrays, parameters_of, stacked, widest
 from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
-from sbi_dgm.files import refuse_existing
+from sbi_dgm.files import refuse_existing, understood
 from sbi_dgm.kinds import whole
 from sbi_dgm.model import Model, device_named, filled, rebuilt, require_same
 from sbi_dgm.options import describe, restore

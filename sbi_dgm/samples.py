@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from sbi_dgm.data.frame import require_whole, understood
+from sbi_dgm.data.frame import require_whole
 from sbi_dgm.data.sink import writing
 from sbi_dgm.errors import FileError, ObservationError, OptionError, unknown
-from sbi_dgm.files import atomic, refuse_existing, require_file
+from sbi_dgm.files import atomic, refuse_existing, require_file, understood
 from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import Prior

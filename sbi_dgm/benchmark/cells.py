@@ -22,10 +22,9 @@ from sbi_dgm.benchmark.methods import Method
 from sbi_dgm.benchmark.scores import Evidence, at_observations, at_truths
 from sbi_dgm.benchmark.tasks import observed, references, task_named
 from sbi_dgm.campaign import simulate
-from sbi_dgm.data.frame import understood
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError
-from sbi_dgm.files import read_json, write_json
+from sbi_dgm.files import read_json, understood, write_json
 from sbi_dgm.simulator import Simulator, reason
 
 FORMAT = "sbi_dgm/benchmark_cell"

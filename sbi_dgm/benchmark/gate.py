@@ -19,9 +19,8 @@ import numpy as np
 import scipy
 
 from sbi_dgm.benchmark.table import FORMAT, KEY
-from sbi_dgm.data.frame import understood
 from sbi_dgm.errors import FileError, OptionError
-from sbi_dgm.files import read_json
+from sbi_dgm.files import read_json, understood
 
 ALPHA = 0.01
 

@@ -31,7 +31,7 @@ from sbi_dgm.data.columns import Column, Handle, Stored, blocks, native  # noqa:
 from sbi_dgm.data.sink import writing
 from sbi_dgm.data.sums import TABLE, Summed, Sums, sealed, shared
 from sbi_dgm.errors import DataError, FileError
-from sbi_dgm.files import atomic, require_file
+from sbi_dgm.files import atomic, require_file, understood
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
 
@@ -199,7 +199,7 @@ def read(path: str | Path) -> tuple[Header, dict[str, Column]]:
     """
     path = require_file(path)
     frame.check(path)
-    with frame.understood(path, "{path} is no readable simulation file: {why}."):
+    with understood(path, "{path} is no readable simulation file: {why}."):
         handle = Handle(path)
         attributes = {key: _plain(value) for key, value in handle.open().attrs.items()}
         _check_attributes(path, attributes)

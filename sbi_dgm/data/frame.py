@@ -8,14 +8,14 @@ writing loses the seal with its next change, and is then read without it.
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 
-from sbi_dgm.errors import FileError, SbiError
+from sbi_dgm.errors import FileError
+from sbi_dgm.files import understood
 
 MAGIC = b"sbi_dgm\n"
 TAIL = struct.Struct("<II8s")  # length of the JSON before it, its CRC-32, MAGIC
@@ -23,34 +23,7 @@ SUPERBLOCK = struct.Struct("<8sB31xQ")  # signature, version, end of the file
 HDF5 = b"\x89HDF\r\n\x1a\n"
 PARTS = 512  # at the front and at the end of the file; between them an index of very many chunks goes unsealed
 
-DAMAGED = "{path} is damaged or of another version: {why}."
 Extents = list[tuple[int, int]]
-
-
-@contextmanager
-def understood(path: str | Path, sentence: str = DAMAGED) -> Iterator[None]:
-    """`FileError` where what a file holds makes the code within fail; errors of ours stay as they are.
-
-    Args:
-        path: of the file.
-        sentence: with `{path}` and `{why}`.
-
-    >>> with understood("a.json"):
-    ...     {}["names"]
-    Traceback (most recent call last):
-    sbi_dgm.errors.FileError: a.json is damaged or of another version: KeyError 'names'.
-    """
-    try:
-        yield
-    except SbiError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a file can hold anything)
-        kind = "" if isinstance(error, OSError) or " " in str(error) else f"{type(error).__name__} "
-        raise FileError(sentence.format(path=path, why=kind + _first_line(error))) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 def require_whole(path: str | Path, file: h5py.File) -> None:

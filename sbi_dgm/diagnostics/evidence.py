@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 
 from sbi_dgm.data.columns import absent_rows
-from sbi_dgm.data.frame import require_whole, understood
+from sbi_dgm.data.frame import require_whole
 from sbi_dgm.data.sink import writing
-from sbi_dgm.files import atomic
+from sbi_dgm.files import atomic, understood
 from sbi_dgm.progress import Bar
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import numpy_generator
