@@ -78,14 +78,7 @@ def sample(p: argparse.ArgumentParser) -> None:
     p.add_argument("-n", type=int, default=10_000, help="draws")
     _output(p, "file of samples (HDF5)")
     p.add_argument("--row", type=int, help="row of a simulation file")
-    p.add_argument(
-        "--refine",
-        nargs="?",
-        const="",
-        metavar="LIKELIHOOD",
-        help="importance weights by a likelihood file, a simulator with log_likelihood, or what train --refine learned",
-    )
-    p.add_argument("--effective", type=float, help="effective size of the weights, with --refine (default: 10000)")
+    _refine(p)
     p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
     p.add_argument("--strict", action="store_true", help="refuse an observation that is unlike the simulations")
     p.add_argument(
@@ -100,12 +93,24 @@ def sample(p: argparse.ArgumentParser) -> None:
     _device(p)
 
 
+def _refine(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--refine",
+        nargs="?",
+        const="",
+        metavar="LIKELIHOOD",
+        help="importance weights by a likelihood file, a simulator with log_likelihood, or what train --refine learned",
+    )
+    p.add_argument("--effective", type=float, help="effective size of the weights, with --refine (default: 10000)")
+
+
 def calibrate(p: argparse.ArgumentParser) -> None:
     """Of `sbi-dgm calibrate`."""
     p.add_argument("model", help="posterior file")
     p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
     _output(p, "report folder")
     _layout(p)
+    _refine(p)
     p.add_argument("--draws", type=int, default=1000, help="draws of each row")
     p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
     p.add_argument(

@@ -130,6 +130,7 @@ def _imported(place: str | None) -> Any:
 def _sample(a: argparse.Namespace) -> None:
     from sbi_dgm.config import of_use
     from sbi_dgm.data.observed import read_observation
+    from sbi_dgm.diagnostics.evidence import KNOWN
     from sbi_dgm.files import atomic, refuse_existing
     from sbi_dgm.inspection import summarised
     from sbi_dgm.posterior import load
@@ -147,14 +148,9 @@ def _sample(a: argparse.Namespace) -> None:
         raise OptionError(
             f"--corner shows one observation, and {a.observation} holds several: give one, or leave it out."
         )
-    if a.effective is not None and a.refine is None:
-        raise OptionError("--effective is that of importance weights: it needs --refine.")
-    if a.refine is not None:
-        better = _refined(a, posterior)
-        samples = better.sample(a.n, x, seed=a.seed, progress=True, report=Bar.write, strict=a.strict)
-    else:
-        keep = a.log_prob or posterior.density == "exact"
-        samples = posterior.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True, strict=a.strict)
+    used, told = _refined(a, posterior), {} if a.refine is None else {"report": Bar.write}
+    keep = a.log_prob or used.density in KNOWN
+    samples = used.sample(a.n, x, seed=a.seed, log_prob=keep, progress=True, strict=a.strict, **told)
     samples.save(a.out, overwrite=a.overwrite)
     figure = (samples.observation(0) if samples.array.ndim == 3 else samples).corner() if a.corner else None
     if samples.array.ndim == 2 and a.n:
@@ -168,10 +164,15 @@ def _sample(a: argparse.Namespace) -> None:
 
 
 def _refined(a: argparse.Namespace, posterior: Any) -> Any:
+    """The posterior, or what `--refine` makes of it."""
     from sbi_dgm.companion import load_refined
     from sbi_dgm.likelihood import Likelihood
     from sbi_dgm.simulator import find
 
+    if a.effective is not None and a.refine is None:
+        raise OptionError("--effective is that of importance weights: it needs --refine.")
+    if a.refine is None:
+        return posterior
     asked = {} if a.effective is None else {"effective": a.effective}
     if not a.refine:
         return load_refined(Path(a.model).parent, posterior=posterior, device=a.device, **asked)
@@ -207,7 +208,7 @@ def _calibrate(a: argparse.Namespace) -> int:
     posterior = load(a.model, device=a.device).using(**of_use(a.set))
     layout = posterior.record.get("data", {}).get("layout")
     report = calibrate(
-        posterior,
+        _refined(a, posterior),
         _opened(a, layout),
         out=a.out,
         test_quantities=_imported(a.quantities),

@@ -111,4 +111,4 @@ def _warn(reason: str) -> None:
 
 
 def _fingerprints(posterior: Any, likelihood: Any) -> dict[str, str]:
-    return {"posterior": posterior.fingerprint(), "likelihood": likelihood.inner.fingerprint()}
+    return {"posterior": posterior.fingerprint(), "likelihood": likelihood.fingerprint()}

@@ -76,6 +76,10 @@ class Likelihood:
         """How it was trained."""
         return self.inner.record
 
+    def fingerprint(self) -> str:
+        """Of what it is made of and its weights, as `Posterior.fingerprint`."""
+        return self.inner.fingerprint()
+
     def using(self, **options: Any) -> "Likelihood":
         """The same weights with other options of use, as `Posterior.using`."""
         return Likelihood(self.inner.using(**options), self.prior)

@@ -20,6 +20,7 @@ class Proposals:
 
     Attributes:
         theta: (M, D).
+        log_target: (M,), ln of L p, or of the pool.
         counts: proposals that came from q, from the prior, and from each mixture.
 
     """
@@ -27,7 +28,7 @@ class Proposals:
     def __init__(self, prior: Prior, power: float) -> None:
         self.prior, self.power = prior, power
         self.theta = self._z = np.empty((0, len(prior)))
-        self._log_det, self._log_target = np.empty(0), np.empty(0)
+        self._log_det, self.log_target = np.empty(0), np.empty(0)
         self._parts = np.empty((2, 0))  # ln of q, of the prior, and of each mixture
         self._mixtures: list[Mixture] = []
         self.counts = [0, 0]
@@ -54,7 +55,7 @@ class Proposals:
         with np.errstate(invalid="ignore"):
             target = pooling.mixed(log_likelihood + log_prior, log_q, self.power)
         target[log_prior == np.inf] = -np.inf  # at an edge where the density has no bound, and no mass
-        self._log_target = np.concatenate([self._log_target, target])
+        self.log_target = np.concatenate([self.log_target, target])
         self._parts = np.concatenate([self._parts, parts], axis=1)
         for part, count in zip((0, 1, -1), counts, strict=True):
             self.counts[part] += count
@@ -74,7 +75,7 @@ class Proposals:
         """(M,), ln of L p, or the pool, over the mixture of all parts, in the shares that they have."""
         with np.errstate(divide="ignore"):
             share = np.log(np.array(self.counts) / len(self.theta))
-        return self._log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)
+        return self.log_target - np.logaddexp.reduce(self._parts + share[:, None], axis=0)
 
 
 def _reached(mixture: Mixture, z: Array) -> Array:

@@ -90,6 +90,7 @@ class Weighted:
     Attributes:
         theta: (M, D).
         log_weight: (M,), ln of L p / g; with a power below 1 of the pool over g.
+        log_target: (M,), ln of L p, or of the pool.
         asked: the effective size that was asked for.
         k_alone: Pareto's k of the first block, before any mixture was fitted: it judges the posterior itself.
         power: of the likelihood.
@@ -98,6 +99,7 @@ class Weighted:
 
     theta: Array
     log_weight: Array
+    log_target: Array
     asked: float
     k_alone: float
     power: float = 1.0
@@ -108,15 +110,20 @@ class Weighted:
         return effective_size(np.exp(self.log_weight - self.log_weight.max()))
 
     @property
+    def log_constant(self) -> float:
+        """ln of the integral of exp(log_target) over theta: of what makes it a density."""
+        return float(np.logaddexp.reduce(self.log_weight) - np.log(len(self.log_weight)))
+
+    @property
     def log_evidence(self) -> float:
         """ln Z, Z the integral of likelihood times prior; `OptionError` where the likelihood's power is below 1."""
         if self.power < 1:
             raise OptionError(f"a likelihood with a power of {self.power:g} has no evidence: refine with power=1.")
-        return float(np.logaddexp.reduce(self.log_weight) - np.log(len(self.log_weight)))
+        return self.log_constant
 
     @property
     def log_evidence_error(self) -> float:
-        """Standard error of `log_evidence`."""
+        """Standard error of `log_evidence`, and of `log_constant`."""
         return float(np.sqrt(max(1 / self.effective - 1 / len(self.log_weight), 0.0)))
 
     @property
@@ -156,9 +163,10 @@ class Weighted:
         share = np.exp(self.log_weight - np.logaddexp.reduce(self.log_weight))
         return float(np.minimum(1, n * share).sum())
 
-    def draw(self, n: int, rng: np.random.Generator) -> Array:
-        """n proposals (n, D) in proportion to their weights."""
-        return self.theta[systematic(np.exp(self.log_weight - self.log_weight.max()), n, rng)]
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """n proposals (n, D) in proportion to their weights, and the ln of their density (n,)."""
+        rows = systematic(np.exp(self.log_weight - self.log_weight.max()), n, rng)
+        return self.theta[rows], self.log_target[rows] - self.log_constant
 
 
 class Refined:
@@ -169,11 +177,11 @@ class Refined:
         likelihood: what it is refined by.
         power: of the likelihood; below 1 the posterior keeps a say (`sbi_dgm.pooling`).
         pool: what told the power; None where it was given.
-        density: "unnormalised": `log_prob` is ln L + ln p, or ln of the pool, and lacks a constant.
+        density: "estimated": the constant that makes `log_target` a density comes from the weights.
 
     """
 
-    density = "unnormalised"
+    density = "estimated"
     pooled = pooling.pooled  # a method, told of there
 
     def __init__(
@@ -230,7 +238,7 @@ class Refined:
             pool.add(*self._block(pool, x, rng))
             blocks, log_weight = blocks + 1, pool.log_weight()
             k_alone = pareto.shape(log_weight) if blocks == 1 else k_alone
-            found = Weighted(pool.theta, log_weight, self.effective, k_alone, self.power)
+            found = Weighted(pool.theta, log_weight, pool.log_target, self.effective, k_alone, self.power)
             if not np.isfinite(found.log_weight.max()):
                 raise ObservationError(f"the likelihood of x is zero at all {len(found.theta)} proposals: check x.")
             if found.reached or len(found.theta) + BLOCK > self.cap:
@@ -266,6 +274,7 @@ class Refined:
         x: Any,
         *,
         seed: int | None = None,
+        log_prob: bool = False,
         progress: bool = False,
         report: Callable[[str], object] | None = None,
         strict: bool = False,
@@ -276,12 +285,14 @@ class Refined:
             n: draws for each observation; two are equal where a proposal weighs more than 1 / n.
             x: as for the posterior.
             seed: None draws a fresh one.
+            log_prob: keep the ln of each draw's density too.
             progress: show a progress bar.
             report: gets a sentence for each observation: effective size, Pareto's k, evidence.
             strict: refuse x where it is unlike the simulations of the posterior, as `Posterior.sample`.
 
         Warns:
-            where the effective size was not reached, or Pareto's k says that weights are of no use.
+            where the effective size was not reached, or Pareto's k says that weights are of no use: of a stack how
+                often, and the first.
 
         """
         if whole("n", n) < 0:
@@ -289,31 +300,62 @@ class Refined:
         is_a("report", report, (Callable, type(None)), "a function of a sentence, or None")
         (rows, single), trust = self.proposal.observations(x), self.proposal.trust(x)
         told(trust, strict)
-        rng, drawn = numpy_generator(fresh(seed)), []
+        rng, theta, log_q, poor = numpy_generator(fresh(seed)), [], [], []
         for i, row in enumerate(Bar(rows, desc="refining", disable=not progress)):
             found = self._weigh(row, rng)
-            drawn.append(found.draw(n, rng))
+            for kept, drawn in zip((theta, log_q), found.draw(n, rng), strict=True):
+                kept.append(drawn)
             sentence = f"observation {i}: {found.distinct(n):.0f} of {n} draws are different; {found.verdict}"
             if report is not None:
                 report(sentence)
             if not found.trusted:
-                warnings.warn(sentence, stacklevel=2)
-        return Samples.of(self.prior, drawn[0] if single else np.stack(drawn), trust=trust)
+                poor.append(sentence)
+        if poor:
+            share = "" if single else f"the weights of {len(poor)} of {len(rows)} observations are of little use: "
+            warnings.warn(share + poor[0], stacklevel=2)
+        array, dense = (kept[0] if single else np.stack(kept) for kept in (theta, log_q))
+        return Samples.of(self.prior, array, dense if log_prob else None, trust)
 
-    def log_prob(self, theta: ArrayLike, x: Any) -> Array:
-        """ln L(theta) + ln p(theta) for one observation, (S, D) -> (S,): the posterior's, but for `log_evidence`.
+    def log_prob(self, theta: ArrayLike, x: Any, *, seed: int = 0) -> Array:
+        """Ln of the density at theta, the constant of each observation estimated as `sample` does; -inf outside.
 
-        With a power below 1 the same of the pool, but for a constant that is no evidence.
+        Args:
+            theta: for one observation (D,) or (S, D); for B of them (B, D), one each, or (B, S, D).
+            x: as in `sample`.
+            seed: of the proposals; the standard error that they leave is sqrt(1 / effective - 1 / M), 0.01 as it is.
+
+        Returns:
+            the shape of theta without its last axis.
+
         """
-        points, x = stacked(parameters_of(theta, self.names), 1, True, len(self.names))[0], self._one(x)
-        log_prior, result = self.prior.log_prob(points), np.full(len(points), -np.inf)
+        (rows, single), theta = self.proposal.observations(x), parameters_of(theta, self.names)
+        rng, points = numpy_generator(seed), stacked(theta, len(rows), single, len(self.names))
+        log_constant = np.array([self._weigh(row, rng).log_constant for row in rows])
+        log_target = np.stack([self._log_target(at, row) for at, row in zip(points, rows, strict=True)])
+        return (log_target - log_constant[:, None]).reshape(theta.shape[:-1])
+
+    def log_target(self, theta: ArrayLike, x: Any) -> Array:
+        """ln L(theta) + ln p(theta) for one observation, or of the pool: (S, D) -> (S,), without any proposals.
+
+        It is `log_prob` but for a constant, which is ln of the evidence where the likelihood has a power of 1.
+        """
+        x = self._one(x)
+        return self._log_target(stacked(parameters_of(theta, self.names), 1, True, len(self.names))[0], x)
+
+    def _log_target(self, theta: Array, x: Any) -> Array:
+        log_prior, result = self.prior.log_prob(theta), np.full(len(theta), -np.inf)
         inside = np.isfinite(log_prior)
-        log_joint = self.evaluate(points[inside], x) + log_prior[inside]
+        log_joint = self.evaluate(theta[inside], x) + log_prior[inside]
         result[inside] = log_joint
         if self.power < 1 and inside.any():
-            log_q = self.proposal.proposal_density(points[inside], x, 0)
+            log_q = self.proposal.proposal_density(theta[inside], x, 0)
             result[inside] = pooling.mixed(log_joint, log_q, self.power)
         return result
+
+    def fingerprint(self) -> str | None:
+        """Of all that decides its draws; None where the likelihood is a function that has none."""
+        parts = [getattr(part, "fingerprint", lambda: None)() for part in (self.proposal, self.likelihood)]
+        return None if None in parts else f"{parts} {self.effective} {self.cap} {self.power}"
 
 
 def _order(names: list[str], likelihood: Any) -> list[int]:

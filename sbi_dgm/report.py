@@ -65,7 +65,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
 
     Raises:
         DataError: fewer than 50 held-out rows; a simulator that fails.
-        OptionError: the posterior has no density of its own, as a refined one has none.
+        OptionError: the posterior knows its density but for a constant.
         ExternalError: the posterior was trained with another model of noise.
 
     Example::
@@ -79,7 +79,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     if whole("draws", draws) < FEW:
         raise OptionError(f"draws = {draws}: ranks need at least {FEW}.")
     if getattr(posterior, "density", "exact") == "unnormalised":
-        raise OptionError("a refined posterior knows its density but for a constant: judge the one that it refines.")
+        raise OptionError("what is known but for a constant cannot be judged: give a posterior with a density.")
     checks.require_names(posterior.names)
     runs = None if simulator is None else find(simulator)
     folder = None if out is None else Path(out)

@@ -111,5 +111,5 @@ def test_what_lacks_a_constant_is_not_judged():
     class Unnormalised(Counting):
         density = "unnormalised"
 
-    with pytest.raises(OptionError, match="knows its density but for a constant: judge the one that it refines"):
+    with pytest.raises(OptionError, match="known but for a constant cannot be judged"):
         calibrate(Unnormalised(), Simulations.from_arrays(THETA, X), progress=False)

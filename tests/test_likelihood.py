@@ -60,7 +60,7 @@ def test_of_nothing_there_is_nothing(learned):
     assert learned.log_prob(np.empty((0, 2)), np.empty((0, 2))).shape == (0,)
     posterior = fit(simulations(300), SMALL, training=Training(max_rounds=1), progress=False, device="cpu")
     for power in (1.0, 0.5):
-        outside = posterior.refined(learned, power=power).log_prob([[5.0, 1.0], [-2.0, 1.0]], np.zeros(2))
+        outside = posterior.refined(learned, power=power).log_target([[5.0, 1.0], [-2.0, 1.0]], np.zeros(2))
         assert (outside == -np.inf).all()
 
 

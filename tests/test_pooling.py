@@ -161,7 +161,7 @@ def test_draws_are_the_pool():
 def test_its_density_is_the_pool_but_for_a_constant():
     refined = Refined(Shifted(), shifted(), effective=1000, power=BEST)
     theta = np.vstack([PRIOR.sample(20, 0), centre(X)])
-    difference = refined.log_prob(theta, X) - norm.logpdf(theta, centre(X), WIDTH).sum(-1)
+    difference = refined.log_target(theta, X) - norm.logpdf(theta, centre(X), WIDTH).sum(-1)
     np.testing.assert_allclose(difference, difference[-1], rtol=0, atol=1e-9)
 
 

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from training_toys import BRIEF, PRIOR, check_same, simulations
@@ -95,7 +96,7 @@ def test_refined_is_a_posterior_and_a_likelihood_of_their_own_recipes(tmp_path):
     assert set(found.record) == {"posterior", "likelihood", "pool"}
     theta, power = PRIOR.sample(5, 0), found.power
     expected = power * (found.likelihood.log_prob(X, theta) + PRIOR.log_prob(theta))
-    np.testing.assert_allclose(found.log_prob(theta, X), expected + (1 - power) * kept.log_prob(theta, X))
+    np.testing.assert_allclose(found.log_target(theta, X), expected + (1 - power) * kept.log_prob(theta, X))
     again = sbi_dgm.load_refined(tmp_path)
     assert again.pool == found.pool
     np.testing.assert_array_equal(again.sample(50, X, seed=1).array, found.sample(50, X, seed=1).array)
@@ -197,6 +198,13 @@ def test_train_refine_and_sample_refine_find_each_other(tmp_path, capsys):
     words = ["sample", model, str(tmp_path / "x.npy"), "-n", "100", "-o", drawn, "--effective", "100", "--refine"]
     assert main(words) == 0
     assert "Pareto k" in capsys.readouterr().out
+    other = simulations(60, seed=2).save(tmp_path / "other.h5")
+    words = ["calibrate", model, str(other.path), "-o", str(tmp_path / "report"), "--rows", "50", "--draws", "20"]
+    assert main([*words, "--effective", "100", "--refine"]) in (0, 1)
+    assert "50 held-out rows, 20 draws each" in capsys.readouterr().out
+    with h5py.File(tmp_path / "report" / "draws.h5") as file:
+        assert file["drawn_log_prob"].shape == (50, 20)
+        assert file.attrs["fingerprint"]
 
 
 def test_refining_by_what_was_never_learned_is_told(tmp_path, capsys):

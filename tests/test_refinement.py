@@ -123,7 +123,7 @@ def test_a_mixture_fitted_to_what_the_prior_has_hit_finds_a_missed_mode():
     assert found.trusted
     assert "of the posterior alone: k = " in found.verdict
     assert found.k_alone > 0.7
-    draws = found.draw(4000, np.random.default_rng(0))
+    draws = found.draw(4000, np.random.default_rng(0))[0]
     assert abs((draws[:, 0] > 0).mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
@@ -147,8 +147,12 @@ def test_proposals_that_leave_the_prior_weigh_nothing():
 def test_the_cap_is_said_and_warned_of():
     small = Refined(Toy(), two_modes, effective=10**6, cap=BLOCK)
     assert "1000000 were asked for: the cap" in small.weigh(X, seed=0).verdict
-    with pytest.warns(UserWarning, match=r"observation 1: .* of 10 draws are different; .*Pareto"):
+    said = (
+        r"the weights of 2 of 2 observations are of little use: observation 0: .* of 10 draws are different; .*Pareto"
+    )
+    with pytest.warns(UserWarning, match=said) as warned:
         small.sample(10, np.stack([X, X]), seed=0)
+    assert len(warned) == 1
 
 
 def test_it_goes_on_until_enough_are_effective():
@@ -159,12 +163,40 @@ def test_it_goes_on_until_enough_are_effective():
     assert not less.reached
 
 
-def test_log_prob_less_the_evidence_is_a_density():
+def test_the_target_less_the_evidence_is_a_density():
     posterior = Refined(Toy(), log_likelihood, effective=1000)
-    assert posterior.density == "unnormalised"
     theta = CENTRE + WIDTH * np.random.default_rng(0).standard_normal((50, 2))
     exact = multivariate_normal(CENTRE, np.diag(WIDTH**2)).logpdf(theta)
-    np.testing.assert_allclose(posterior.log_prob(theta, X) - LOG_EVIDENCE, exact, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(posterior.log_target(theta, X) - LOG_EVIDENCE, exact, rtol=0, atol=1e-9)
+
+
+def check_density(posterior):
+    """ln q of given points and of draws, within five standard errors of the constant."""
+    theta = CENTRE + WIDTH * np.random.default_rng(0).standard_normal((50, 2))
+    error = 5 * posterior.weigh(X, seed=0).log_evidence_error
+    exact = multivariate_normal(CENTRE, np.diag(WIDTH**2))
+    assert np.abs(posterior.log_prob(theta, X) - exact.logpdf(theta)).max() < error
+    drawn = posterior.sample(50, X, seed=1, log_prob=True)
+    assert np.abs(drawn.log_prob - exact.logpdf(drawn.array)).max() < error
+
+
+def test_the_density_is_normalised():
+    check_density(Refined(Toy(0.5, 1.3), log_likelihood, effective=5000))
+
+
+def test_a_density_by_proposals_that_lie_is_noticed():
+    with pytest.raises(AssertionError):
+        check_density(Refined(Toy(0.5, 1.3, lie=0.1), log_likelihood, effective=5000))
+
+
+def test_densities_of_a_stack_are_those_of_its_observations():
+    posterior, stack = Refined(Toy(0.0, 2.0), log_likelihood, effective=2000), np.stack([X, X + 0.2])
+    theta = CENTRE + WIDTH * np.random.default_rng(0).standard_normal((2, 7, 2))
+    each = np.stack([posterior.log_prob(t, x) for t, x in zip(theta, stack, strict=True)])
+    np.testing.assert_allclose(posterior.log_prob(theta, stack), each, rtol=0, atol=0.1)
+    np.testing.assert_allclose(posterior.log_prob(theta[:, 0], stack), each[:, 0], rtol=0, atol=0.1)
+    assert posterior.sample(7, stack, seed=0, log_prob=True).log_prob.shape == (2, 7)
+    assert posterior.sample(7, X, seed=0).log_prob is None
 
 
 def test_a_stack_is_refined_one_by_one():

@@ -40,8 +40,8 @@ class Evidence(NamedTuple):
 
 
 def has_density(posterior: Any) -> bool:
-    """Whether its `log_prob` is normalised, and there."""
-    return hasattr(posterior, "log_prob") and getattr(posterior, "density", "exact") != "unnormalised"
+    """Whether its `log_prob` is there, normalised, and costs less than draws."""
+    return hasattr(posterior, "log_prob") and getattr(posterior, "density", "exact") in ("exact", "ode", "bound")
 
 
 def _each(function: Callable[[Array, Array], float], evidence: Evidence, draws: int | None = None) -> Array:

@@ -23,7 +23,7 @@ from sbi_dgm.univariate import Array
 
 BLOCK_DRAWS = 2**17  # of a step of the progress bar
 UNREADABLE = "{path} holds no draws that can be read ({why}): remove it."
-FEW = 20  # draws with ln q, where each solves an equation
+KNOWN, FEW = ("exact", "estimated"), 20  # densities that come with the draws; draws with ln q of others
 
 
 @runtime_checkable
@@ -141,7 +141,7 @@ def gathered(
 def _drawn(
     posterior: Judged, theta: Array, x: Mapping[str, np.ndarray], draws: int, seed: int, progress: bool
 ) -> Drawn:
-    densities = draws if getattr(posterior, "density", "exact") == "exact" else FEW
+    densities = draws if getattr(posterior, "density", "exact") in KNOWN else FEW
     rng, step, parts = numpy_generator(seed), max(1, BLOCK_DRAWS // draws), []
     with Bar(total=len(theta), unit="row", desc="calibrating", disable=not progress) as bar:
         for first in range(0, len(theta), step):
@@ -163,10 +163,10 @@ def _density(posterior: Judged, draws: Samples, x: Mapping[str, np.ndarray]) -> 
 
 def fingerprint(posterior: Judged, theta: Array, x: Mapping[str, np.ndarray], draws: int, seed: int) -> str | None:
     """Of all that decides the draws; None for a posterior that has no fingerprint of its own."""
-    own = getattr(posterior, "fingerprint", None)
+    own = getattr(posterior, "fingerprint", lambda: None)()
     if own is None:
         return None
-    digest = hashlib.sha256(f"{own()} {draws} {seed}".encode())
+    digest = hashlib.sha256(f"{own} {draws} {seed}".encode())
     for values in (theta, *x.values()):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
