@@ -5,6 +5,17 @@ import math
 from typing import Any
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CONFIG = "TOML file with [estimator], [embedding], [training], [split], [reading], [data], [prior]"
+LAYOUT = "TOML file, of which [data] and [prior] are read"
+USE = "such as estimator.steps=100, for this use"
+
+
+class Defaults(argparse.HelpFormatter):
+    """Help that tells the defaults that are numbers or words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = isinstance(action.default, int | str) and action.nargs != 0 and action.default != argparse.SUPPRESS
+        return f"{action.help} (default: {action.default})" if told else action.help or ""
 
 
 def simulate(p: argparse.ArgumentParser) -> None:
@@ -12,9 +23,11 @@ def simulate(p: argparse.ArgumentParser) -> None:
     p.add_argument("simulator", help="name of an installed simulator, or package.module:Object")
     p.add_argument("-n", type=int, required=True, help="rows in all")
     _output(p, "simulation file (HDF5)")
-    p.add_argument("--seed", type=int, default=0)
+    _seed(p)
     _engines(p)
-    p.add_argument("--shard-rows", type=int, default=1000, help="rows of one task, all of which are simulated")
+    p.add_argument(
+        "--shard-rows", type=int, default=1000, help="rows of one task; the last is simulated whole, then cut to n"
+    )
     p.add_argument("--repeats", type=int, default=1, metavar="M", help="rows for each theta, kept in one split")
 
 
@@ -24,16 +37,20 @@ def _engines(p: argparse.ArgumentParser) -> None:
     engine.add_argument("--dask", metavar="ADDRESS", help="Dask cluster, such as tcp://host:8786, or local")
     engine.add_argument("--mpi", action="store_true", help="under mpiexec -n 9 python -m mpi4py.futures -m sbi_dgm")
     engine.add_argument("--slurm", metavar="KEY=VALUE,...", help="Slurm jobs, such as partition=cpu,time=60")
-    p.add_argument("--timeout", type=float, metavar="SECONDS", help="of one task, for two workers or more")
+    p.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="of one task, which then starts anew (two workers or more)"
+    )
 
 
 def train(p: argparse.ArgumentParser) -> None:
     """Of `sbi-dgm train`."""
     p.add_argument("data", help="simulation file, or a foreign HDF5 file (or 'glob*.h5') with --theta and --x")
     _output(p, "run folder")
-    _layout(p)
+    _layout(p, CONFIG, "one setting, over the file")
+    _noise(p)
     p.add_argument(
-        "--estimator", help="auto, flow (the default), diffusion, flow_matching, continuous_flow, vae, located"
+        "--estimator",
+        help="auto, flow (the default), diffusion, flow_matching, continuous_flow, vae, located, contrastive",
     )
     learn = p.add_mutually_exclusive_group()
     learn.add_argument(
@@ -56,7 +73,7 @@ def train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--workers", type=int, help="processes that train members (default: one for each core)")
     p.add_argument("--max-time", type=_seconds, metavar="TIME", help="such as 90m: end then, with exit code 3")
     p.add_argument("--tensorboard", action="store_true", help="write curves to the run folder for TensorBoard")
-    p.add_argument("--seed", type=int, default=0)
+    _seed(p)
     _device(p)
 
 
@@ -79,17 +96,19 @@ def sample(p: argparse.ArgumentParser) -> None:
     _output(p, "file of samples (HDF5)")
     p.add_argument("--row", type=int, help="row of a simulation file")
     _refine(p)
-    p.add_argument("--log-prob", action="store_true", help="keep ln q of each draw, where that takes time")
+    p.add_argument(
+        "--log-prob", action="store_true", help="keep ln q of each draw; where it is exact it is kept anyway"
+    )
     p.add_argument("--strict", action="store_true", help="refuse an observation that is unlike the simulations")
     p.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="TABLE.KEY=VALUE",
-        help="such as estimator.steps=100, for this use",
+        help=USE,
     )
     p.add_argument("--corner", help="also draw a corner plot into this file")
-    p.add_argument("--seed", type=int, default=0)
+    _seed(p)
     _device(p)
 
 
@@ -109,7 +128,8 @@ def calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="posterior file")
     p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
     _output(p, "report folder")
-    _layout(p)
+    _layout(p, LAYOUT, USE)
+    _noise(p)
     _refine(p)
     p.add_argument("--draws", type=int, default=1000, help="draws of each row")
     p.add_argument("--rows", type=int, default=1000, help="at most so many rows")
@@ -120,8 +140,8 @@ def calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--at", metavar="OBSERVATION", help="test the posterior at this observation too, apart from the rest"
     )
-    p.add_argument("--row", type=int, help="of that file")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--row", type=int, help="row of --at, where that is a file of simulations")
+    _seed(p)
     _device(p)
 
 
@@ -130,10 +150,11 @@ def repair(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", help="posterior file")
     p.add_argument("data", help="simulation file, or a foreign HDF5 file; its layout is known from training")
     _output(p, "posterior file")
-    _layout(p)
+    _layout(p, LAYOUT, USE)
+    _noise(p)
     p.add_argument("--draws", type=int, default=1000, help="draws of each row that regions rest on")
     p.add_argument("--rows", type=int, default=4000, help="at most so many rows")
-    p.add_argument("--seed", type=int, default=0)
+    _seed(p)
     _device(p)
 
 
@@ -161,12 +182,12 @@ def _words(text: str) -> list[str]:
 def inspect(p: argparse.ArgumentParser) -> None:
     """Of `sbi-dgm inspect`."""
     p.add_argument("data", metavar="file", help="simulation file, posterior file, file of samples, or any HDF5 file")
-    _layout(p)
+    _layout(p, LAYOUT, "one setting, such as data.theta=parameters")
 
 
 def quickstart(p: argparse.ArgumentParser) -> None:
     """Of `sbi-dgm quickstart`."""
-    p.add_argument("-o", "--out", default="quickstart", help="folder (default: quickstart)")
+    p.add_argument("-o", "--out", default="quickstart", help="folder")
     p.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
@@ -183,16 +204,15 @@ class _Joined(argparse.Action):
         setattr(namespace, self.dest, values if before is None else f"{before},{values}")
 
 
-def _layout(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--config", help="TOML file with [estimator], [embedding], [training], [split], [reading], [data], [prior]"
-    )
-    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="one setting, over the file")
+def _layout(p: argparse.ArgumentParser, config: str, word: str) -> None:
+    p.add_argument("--config", metavar="FILE", help=config)
+    p.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help=word)
     p.add_argument(
         "--theta",
         metavar="PLACES",
         action=_Joined,
-        help="datasets of the parameters, by commas, name=place to name one; or a table beside (.txt, .csv)",
+        help="datasets of the parameters, by commas, name=place to name one; or a table beside (.txt, .csv, .dat, "
+        ".tsv, .npy)",
     )
     p.add_argument(
         "--x", metavar="PLACES", action=_Joined, help="datasets of the observables, by commas; name=place to name one"
@@ -200,7 +220,14 @@ def _layout(p: argparse.ArgumentParser) -> None:
     p.add_argument("--event-weight", metavar="PLACE", help="weights of Monte Carlo events")
     p.add_argument("--proposal-weight", metavar="PLACE", help="p(theta) / p~(theta), where theta was drawn from p~")
     p.add_argument("--group", metavar="PLACE", help="rows of one group stay in one split")
+
+
+def _noise(p: argparse.ArgumentParser) -> None:
     p.add_argument("--noise", metavar="MODULE:FUNCTION", help="model of noise, (x, theta, generator) -> x")
+
+
+def _seed(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--seed", type=int, default=0, help="of all random numbers")
 
 
 def _device(parser: argparse.ArgumentParser) -> None:

@@ -59,6 +59,8 @@ def _train(a: argparse.Namespace) -> None:
 
     options = settings(a.config, a.set, a.estimator)
     data = _opened(a)
+    if data.prior is None:
+        _show("the prior is not known: draws may leave the range of theta; give it by [prior] of --config.")
     learned = fit(
         data,
         **options,
@@ -310,7 +312,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (run, add, text) in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = commands.add_parser(
+            name, help=text, description=text, allow_abbrev=False, formatter_class=arguments.Defaults
+        )
         sub.set_defaults(run=run)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         add(sub)

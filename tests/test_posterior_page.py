@@ -36,7 +36,7 @@ def test_the_examples_run(monkeypatch, tmp_path):
     np.testing.assert_array_equal(known["again"].array, known["samples"].array)
     np.savetxt("observed.csv", known["x"][None], delimiter=",")
     for line in "".join(blocks(PAGE, "sh")).splitlines():
-        assert main([*line.split()[1:], "-n", "20", "--overwrite"]) == 0
+        assert main([*line.split()[1:], "-n", "20"]) == 0
 
 
 def test_the_priors_of_both_columns_are_the_same():
