@@ -28,8 +28,8 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from sbi_dgm import splines
+from sbi_dgm.conditioners import JointMLP, MaskedMLP
 from sbi_dgm.estimators.base import Estimator, Family, Space
-from sbi_dgm.networks import JointMLP, MaskedMLP
 
 Move = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of a map: forward or inverse
 
