@@ -27,7 +27,6 @@ from sbi_dgm.executors import Pool, require_picklable
 from sbi_dgm.files import held, path_of, read_json, write_json
 from sbi_dgm.kinds import is_a, number, whole
 from sbi_dgm.progress import Bar
-from sbi_dgm.seeds import sequence
 from sbi_dgm.shards import KEPT, SAME, NoSuccessError, Part, Plan, shard
 from sbi_dgm.simulator import Simulator, reason
 
@@ -80,11 +79,12 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
         data = sbi_dgm.simulate("supernovae", 20_000, out="sn.h5", workers=2)
 
     """
-    _check(n, workers, shard_rows, executor, timeout)
-    sequence(seed)
+    n, workers, shard_rows = whole("n", n, 1), whole("workers", workers, 1), whole("shard_rows", shard_rows, 1)
+    seed, repeats = whole("seed", seed, 0), whole("repeats", repeats, 1)
+    _check(workers, executor, timeout)
     _check_repeats(n, shard_rows, repeats)
     found = simulators.find(simulator)
-    plan, out = Plan(found, int(seed), int(shard_rows), int(repeats)), path_of(out)
+    plan, out = Plan(found, seed, shard_rows, repeats), path_of(out)
     if executor is None and workers > 1:
         require_picklable(plan, f"simulator {found.name!r}")
     folder = out.with_name(out.name + ".shards")
@@ -98,7 +98,7 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
         missing = _missing(plan, folder, numbers)
         with _engine(executor, workers, timeout, len(missing)) as engine:
             _run(plan, missing, len(numbers) - len(missing), folder, engine, progress)
-        _write(out, kept, int(n), plan, folder, numbers)
+        _write(out, kept, n, plan, folder, numbers)
     data = Simulations.open(out, prior=found.prior)
     _tell_failures(data, out)
     return data
@@ -117,9 +117,7 @@ def _write(out: Path, kept: int, n: int, plan: Plan, folder: Path, numbers: rang
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(n: int, workers: int, shard_rows: int, executor: Executor | None, timeout: float | None) -> None:
-    for name, value in (("n", n), ("workers", workers), ("shard_rows", shard_rows)):
-        whole(name, value, 1)
+def _check(workers: int, executor: Executor | None, timeout: float | None) -> None:
     is_a("executor", executor, Executor | None, "a concurrent.futures.Executor")
     if timeout is not None and (executor is not None or workers < 2):
         raise OptionError(

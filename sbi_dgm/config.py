@@ -35,6 +35,7 @@ from sbi_dgm.embeddings.base import EMBEDDINGS
 from sbi_dgm.errors import FileError, OptionError, unknown
 from sbi_dgm.estimators.base import FAMILIES
 from sbi_dgm.files import require_file
+from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.training import Training
 
 TABLES = ("estimator", "embedding", "training", "split", "reading", "data", "prior")
@@ -119,12 +120,9 @@ def _method(name: str, table: Mapping[str, Any]) -> Fitted | Refining:
         if key not in METHOD:
             raise OptionError(f"[methods.{name}]: {unknown('table', key, (*METHOD, 'members', 'refine'))}")
     made = _run(_tables(tables, f"[methods.{name}]"))
-    settings, members = {key: made[key] for key in ("estimator", *tables)}, table.get("members", 1)
-    if not isinstance(members, int) or members < 1:
-        raise OptionError(f"[methods.{name}]: members = {members!r}: give a whole number from 1 on.")
-    refine = table.get("refine", False)
-    if not isinstance(refine, bool):
-        raise OptionError(f"[methods.{name}]: refine = {refine!r}: give true or false.")
+    settings = {key: made[key] for key in ("estimator", *tables)}
+    members = whole(f"[methods.{name}]: members", table.get("members", 1), 1)
+    refine = is_a(f"[methods.{name}]: refine", table.get("refine", False), bool, "true or false")
     several = {} if members == 1 else {"members": members}
     posterior = Fitted(name, settings | several)
     if not refine:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sbi_dgm import job
-from sbi_dgm.errors import FileError, OptionError, TimeLimitError
+from sbi_dgm.errors import FileError, TimeLimitError
 from sbi_dgm.estimators.ensemble import assembled
 from sbi_dgm.executors import Pool, require_picklable
 from sbi_dgm.files import held, read_json, write_json
@@ -43,9 +43,6 @@ def train(whole: Job, members: int, workers: int | None = None) -> Posterior:
         TimeLimitError: some members are not finished.
 
     """
-    for name, value in {"members": members, "workers": 1 if workers is None else workers}.items():
-        if value < 1:
-            raise OptionError(f"{name} = {value}: at least 1 is needed.")
     if whole.folder is not None:
         with held(whole.folder):
             return _train(whole, whole.folder, members, workers)

@@ -56,6 +56,15 @@ class ExternalError(SbiError):
     """An artefact refers to an object that it does not contain and that must be passed to `load`."""
 
 
+def first_line(error: BaseException) -> str:
+    r"""What an error says in its first line, without a stop; its kind where it says nothing.
+
+    >>> first_line(ValueError("no number.\nat line 3")), first_line(EOFError())
+    ('no number', 'EOFError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for an unknown name, with the nearest known one.
 

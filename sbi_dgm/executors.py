@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from sbi_dgm.errors import OptionError, SbiError
+from sbi_dgm.errors import OptionError, SbiError, first_line
 
 ATTEMPTS = 3
 GRACE_S = 2.0  # between asking a process to end and ending it
@@ -221,7 +221,7 @@ def slurm(options: str, *, cluster: str = "slurm", folder: str | Path = "slurm_l
         engine = submitit.AutoExecutor(folder, cluster=cluster)
         engine.update_parameters(**{f"slurm_{name}": value for name, value in settings.items()})
     except (RuntimeError, NameError, ValueError, TypeError) as error:
-        raise OptionError(f"--slurm {options}: {str(error).splitlines()[0]}.") from None
+        raise OptionError(f"--slurm {options}: {first_line(error)}.") from None
     with Jobs(engine) as executor:
         yield executor
 

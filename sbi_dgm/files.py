@@ -20,7 +20,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
-from sbi_dgm.errors import FileError, SbiError
+from sbi_dgm.errors import FileError, SbiError, first_line
 from sbi_dgm.kinds import is_a
 
 DAMAGED = "{path} is damaged or of another version: {why}."
@@ -139,12 +139,8 @@ def understood(path: str | Path, sentence: str = DAMAGED) -> Iterator[None]:
     except SbiError:
         raise
     except Exception as error:  # noqa: BLE001  (a file can hold anything)
-        kind = "" if isinstance(error, OSError) or " " in str(error) else f"{type(error).__name__} "
-        raise FileError(sentence.format(path=path, why=kind + _first_line(error))) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        kind = "" if isinstance(error, OSError) or " " in (str(error) or " ") else f"{type(error).__name__} "
+        raise FileError(sentence.format(path=path, why=kind + first_line(error))) from None
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

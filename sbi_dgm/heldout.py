@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,8 @@ from sbi_dgm.data.reading import Reading
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.source import Source, tensor
 from sbi_dgm.data.splits import Split, SplitRule
-from sbi_dgm.errors import DataError, ExternalError, OptionError, unknown
+from sbi_dgm.errors import DataError, ExternalError, unknown
+from sbi_dgm.kinds import whole
 from sbi_dgm.univariate import Array
 from sbi_dgm.weights import row_weights
 
@@ -38,7 +38,7 @@ def pairs(
         ExternalError: the posterior was trained with another model of noise.
 
     """
-    _require_most(most, MIN_ROWS)
+    most = whole("max_rows", most, MIN_ROWS)
     require_noise(posterior, noise)
     rows = independent(posterior, data, held_out(posterior, data), rng)
     if len(rows) < MIN_ROWS:
@@ -68,7 +68,7 @@ def spare(
         ExternalError: the posterior was trained with another model of noise.
 
     """
-    _require_most(most, fewest)
+    most = whole("max_rows", most, fewest)
     require_noise(posterior, noise)
     rows = independent(posterior, data, _spare(posterior, data), rng, fewest)
     if len(rows) < fewest:
@@ -77,11 +77,6 @@ def spare(
             "larger validation split (--set split.validation=0.2)."
         )
     return _chosen(posterior, data, rows, noise, most, rng, seed)
-
-
-def _require_most(most: int, fewest: int) -> None:
-    if not isinstance(most, Integral) or most < fewest:
-        raise OptionError(f"max_rows = {most}: a whole number, at least {fewest}, is needed.")
 
 
 def _require_spread(posterior: Any, theta: Array) -> None:

@@ -14,7 +14,7 @@ from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.guess import command, guess, neighbours, tree
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.tables import SUFFIXES
-from sbi_dgm.errors import FileError
+from sbi_dgm.errors import FileError, first_line
 from sbi_dgm.files import matching
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.samples import Samples
@@ -43,7 +43,7 @@ def describe(path: str | Path, **layout: Any) -> str:
             if "posterior" not in file:
                 return _foreign(pattern, files, file)
     except UNREADABLE as error:
-        raise FileError(f"{path} is no readable HDF5 file: {(str(error).splitlines() or [repr(error)])[0]}.") from None
+        raise FileError(f"{path} is no readable HDF5 file: {first_line(error)}.") from None
     return _samples(path)
 
 

@@ -18,7 +18,7 @@ from sbi_dgm import options, priors
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.embeddings import base as embeddings
 from sbi_dgm.embeddings.fusion import FEW
-from sbi_dgm.errors import OptionError, PriorError
+from sbi_dgm.errors import OptionError, PriorError, first_line
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Space
 from sbi_dgm.estimators.ensemble import apart, assembled
 from sbi_dgm.estimators.rescaled import Rescaled, rescaled
@@ -170,5 +170,5 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device).tolist()  # which is not possible on "meta"
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise OptionError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}): use 'cpu'.") from None
+        raise OptionError(f"device {name!r} is not to be had here ({first_line(error)}): use 'cpu'.") from None
     return device

@@ -8,7 +8,6 @@ Draws of z are mapped back by the coordinates, so that none can leave the prior'
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from sbi_dgm import artifact, conformal, repair
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.agreement import require_drawn
 from sbi_dgm.data.observed import Observation, observed_arrays, parameters_of, stacked, widest
-from sbi_dgm.errors import FileError, ObservationError, OptionError, PriorError, SbiError
+from sbi_dgm.errors import FileError, ObservationError, PriorError, SbiError
 from sbi_dgm.estimators.base import FAMILIES, Conditional
 from sbi_dgm.files import refuse_existing, understood
 from sbi_dgm.kinds import whole
@@ -190,8 +189,7 @@ class Posterior:
         self, n: int, context: Tensor, seed: int | None, log_prob: bool, progress: bool = False
     ) -> tuple[Array, Array]:
         """Draws (B, n, D) and their ln q (B, n), which is empty numbers where it is not asked for."""
-        if not isinstance(n, Integral) or n < 0:
-            raise OptionError(f"n = {n}: ask for a whole number of draws, 0 or more.")
+        n = whole("n", n, 0)
         generator = torch_generator(fresh(seed), device=self.device)
         theta = np.empty((len(context), n, len(self.names)))
         log_q = np.empty((len(context), n))

@@ -94,16 +94,18 @@ class Prior:
         """
         theta = snap(theta, self.coordinates, dtype)
         bad = ~self.coordinates.inside(theta).reshape(-1, len(self))
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            value = float(theta.reshape(bad.shape)[row, column])
-            low, high = self.coordinates.low[column], self.coordinates.high[column]
-            where = "'s support" if isinstance(self.coordinates, Cube) else f" [{low:g}, {high:g}]"
+        for row, column in np.argwhere(bad)[:1]:
             raise PriorError(
-                f"theta row {first + row}: {self.names[column]} = {value} is outside its prior{where} "
+                f"theta row {first + row}: {self.outside(theta.reshape(bad.shape)[row], column)} "
                 f"({int(bad.any(-1).sum())} of {len(bad)} rows are): correct the prior or drop them."
             )
         return theta
+
+    def outside(self, theta: Array, column: int) -> str:
+        """Words for an entry of theta (D,) outside of the support: name, value, bounds."""
+        low, high = self.coordinates.low[column], self.coordinates.high[column]
+        where = "'s support" if isinstance(self.coordinates, Cube) else f" [{low:g}, {high:g}]"
+        return f"{self.names[column]} = {float(theta[column])} is outside its prior{where}"
 
     def _array(self, theta: ArrayLike) -> Array:
         theta = floats("theta", theta, PriorError)

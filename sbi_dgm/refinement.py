@@ -295,8 +295,7 @@ class Refined:
                 often, and the first.
 
         """
-        if whole("n", n) < 0:
-            raise OptionError(f"n = {n}: ask for 0 draws or more.")
+        n = whole("n", n, 0)
         is_a("report", report, (Callable, type(None)), "a function of a sentence, or None")
         (rows, single), trust = self.proposal.observations(x), self.proposal.trust(x)
         told(trust, strict)

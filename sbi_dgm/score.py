@@ -156,12 +156,10 @@ def _point(simulator: Simulator, what: str, given: Point) -> Array:
 
 
 def _require_inside(simulator: Simulator, theta: Array, what: str) -> None:
-    coordinates = simulator.prior.coordinates
-    for row, column in np.argwhere(~coordinates.inside(theta))[:1]:
-        low, high = coordinates.low[column], coordinates.high[column]
+    for row, column in np.argwhere(~simulator.prior.coordinates.inside(theta))[:1]:
         raise PriorError(
-            f"{what} has {simulator.prior.names[column]} = {theta[row, column]:g}, outside of its prior's "
-            f"[{low:g}, {high:g}]: move the fiducial point, or pass smaller steps=(...)."
+            f"{what}: {simulator.prior.outside(theta[row], column)}: move the fiducial point, or pass smaller "
+            "steps=(...)."
         )
 
 

@@ -9,13 +9,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from threading import RLock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sbi_dgm.errors import OptionError
+from sbi_dgm.kinds import whole
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +32,7 @@ def fresh(seed: int | None) -> int:
 
 def sequence(seed: int, *keys: int) -> np.random.SeedSequence:
     """The seed sequence of the stream (seed, *keys), or `OptionError` for what is no seed."""
-    if not isinstance(seed, Integral) or seed < 0:
-        raise OptionError(f"seed = {seed}: give a whole number, 0 or more.")
-    return np.random.SeedSequence(seed, spawn_key=keys)
+    return np.random.SeedSequence(whole("seed", seed, 0), spawn_key=keys)
 
 
 def numpy_generator(seed: int, *keys: int) -> np.random.Generator:

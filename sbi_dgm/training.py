@@ -28,7 +28,6 @@ from sbi_dgm.loop import Training
 from sbi_dgm.posterior import Posterior, opened
 from sbi_dgm.progress import Bar
 from sbi_dgm.refinement import Refined
-from sbi_dgm.seeds import sequence
 
 
 @overload
@@ -135,14 +134,14 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
         raise OptionError(unknown("role", learn, LEARN))
     _require_kinds(data=data, estimator=estimator, embedding=embedding, training=training, split=split, reading=reading)
     _require_kinds(noise=noise, out=out)
-    members = whole("members", members, 1)
+    members, workers = whole("members", members, 1), None if workers is None else whole("workers", workers, 1)
     if parameters is not None and not texts("parameters", parameters):
         raise OptionError("parameters = []: give a list of names, or leave it out for all of them.")
     data.require_rows(parameters)
     _refuse_unused(data, rate, members, workers)
     if resume and overwrite:
         raise OptionError("resume goes on with what is there, and overwrite starts again: choose one of them.")
-    sequence(seed)
+    seed = whole("seed", seed, 0)
     if learn != "posterior":
         _refuse_for_likelihoods(parameters=parameters, noise=noise)
     folder, split = None if out is None else Path(out), split or SplitRule()
@@ -150,25 +149,29 @@ def fit(  # noqa: PLR0913  # pyright: ignore[reportInconsistentOverload]  (the o
     if estimator == "auto":
         estimator = _recommended(learn, data, parameters, split, progress)
     asked = Job(
-        data,
-        family(estimator) if isinstance(estimator, str) else estimator,
-        options.make("embedding", embeddings.EMBEDDINGS, embedding) if isinstance(embedding, str) else embedding,
-        parameters,
-        training or Training(),
-        split,
-        reading or Reading(),
-        noise,
-        rate,
-        device,
-        int(seed),
-        folder,
-        resume,
-        overwrite,
-        math.inf if max_time is None else max_time,
-        tensorboard,
-        progress,
+        data=data,
+        estimator=family(estimator) if isinstance(estimator, str) else estimator,
+        embedding=_embedding(embedding),
+        parameters=parameters,
+        training=training or Training(),
+        split=split,
+        reading=reading or Reading(),
+        noise=noise,
+        rate=rate,
+        device=device,
+        seed=seed,
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        limit=math.inf if max_time is None else max_time,
+        tensorboard=tensorboard,
+        progress=progress,
     )
     return LEARN[learn](asked, members, workers)
+
+
+def _embedding(given: str | embeddings.Embedding | nn.Module) -> embeddings.Embedding | nn.Module:
+    return options.make("embedding", embeddings.EMBEDDINGS, given) if isinstance(given, str) else given
 
 
 def _recommended(

@@ -317,7 +317,7 @@ def test_suites_from_names_files_and_words(tmp_path):
     with pytest.raises(OptionError, match="did you mean 'training'"):
         suite(str(path), {})
     path.write_text('tasks = ["slcp"]\n[methods.many]\nmembers = 0\n')
-    with pytest.raises(OptionError, match="from 1 on"):
+    with pytest.raises(OptionError, match="members = 0: a whole number, at least 1"):
         suite(str(path), {})
     path.write_text('tasks = ["slcp"]\n[methods.many]\nrefine = "flow"\n')
     with pytest.raises(OptionError, match="give true or false"):

@@ -259,7 +259,7 @@ def test_points_outside_of_the_prior_and_sets_are_refused():
     box.fiducial = None
     with pytest.raises(OptionError, match="linear has no fiducial point: pass fiducial="):
         moped(box)
-    with pytest.raises(PriorError, match=r"fiducial point has b = 1\.5, outside of its prior's \[0, 1\]"):
+    with pytest.raises(PriorError, match=r"fiducial point: b = 1\.5 is outside its prior \[0, 1\]"):
         moped(box, [0.5, 1.5])
     with pytest.raises(PriorError, match=r"step from the fiducial point has a = 1\.1.*smaller steps"):
         moped(box, [0.5, 0.5], steps=[0.6, 0.1])

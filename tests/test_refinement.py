@@ -278,7 +278,7 @@ def test_a_likelihood_of_other_parameters_is_refused(names):
 
 
 def test_a_negative_number_of_draws_is_refused():
-    with pytest.raises(OptionError, match="n = -5: ask for 0 draws or more"):
+    with pytest.raises(OptionError, match="n = -5: give a whole number, 0 or more"):
         Refined(Toy(), log_likelihood, effective=10).sample(-5, X)
 
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import h5py
 import numpy as np
 
-from sbi_dgm.errors import DataError, FileError
+from sbi_dgm.errors import DataError, FileError, first_line
 
 BLOCK_BYTES = 2**23
 FILES = 256  # open at once; a process may often have 1024
@@ -55,7 +55,7 @@ class Handle:
                 file = h5py.File(self.path, "r")
             except OSError as error:
                 remedy = ARRAYS if self.path.exists() and not h5py.is_hdf5(self.path) else ""
-                raise FileError(f"{self.path} is no readable HDF5 file: {_first_line(error)}.{remedy}") from None
+                raise FileError(f"{self.path} is no readable HDF5 file: {first_line(error)}.{remedy}") from None
         self._keep(file)
         return file
 
@@ -110,7 +110,7 @@ class Stored:
             first, last, _ = rows.indices(self.shape[0])
             raise DataError(
                 f"{self.handle.path}: dataset {self.name!r}, rows {first} to {last - 1}, cannot be read: its checksum "
-                f"fails or the file is cut ({_first_line(error)}). Restore the file from a copy."
+                f"fails or the file is cut ({first_line(error)}). Restore the file from a copy."
             ) from None
 
 
@@ -284,10 +284,6 @@ def gather(column: Column, rows: np.ndarray, step: int | None = None) -> np.ndar
         block = column[slice(span * step, min((span + 1) * step, column.shape[0]))]
         found[first:last] = block[rows[first:last] - span * step]
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def absent_rows(values: np.ndarray) -> np.ndarray:

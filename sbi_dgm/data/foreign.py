@@ -19,7 +19,7 @@ from sbi_dgm.data.columns import Column, Finite, Handle, Padded, Repeated, chunk
 from sbi_dgm.data.format import Header, cast
 from sbi_dgm.data.places import Seen, is_place, leaves, merged, observables, padded, stored, table, vector
 from sbi_dgm.data.tables import SUFFIXES, Table, beside
-from sbi_dgm.errors import DataError, FileError, OptionError, PriorError
+from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, first_line
 from sbi_dgm.files import matching
 from sbi_dgm.options import Options
 from sbi_dgm.parameters import Observable, Parameter
@@ -125,7 +125,7 @@ def read(
         prior = prior or _told(parts[0].handle, layout)
         extra = {name: np.concatenate([part.extra[name] for part in parts]) for name in parts[0].extra}
     except UNREADABLE as error:
-        raise FileError(f"{pattern} cannot be read: {str(error).splitlines()[0] if str(error) else error!r}.") from None
+        raise FileError(f"{pattern} cannot be read: {first_line(error)}.") from None
     rows = sum(part.rows for part in parts)
     universes = theta.column.shape[0]
     times = _times(pattern, universes, rows)

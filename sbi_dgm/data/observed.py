@@ -15,7 +15,7 @@ from sbi_dgm.data.foreign import Layout, observed
 from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.given import array, framed, titles
 from sbi_dgm.data.simulations import Simulations
-from sbi_dgm.errors import DataError, FileError, ObservationError
+from sbi_dgm.errors import DataError, FileError, ObservationError, first_line
 from sbi_dgm.files import require_file
 from sbi_dgm.parameters import Observable
 from sbi_dgm.simulator import reason
@@ -51,7 +51,7 @@ def read_observation(
                 return {name: file[name] for name in file.files}
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _text(path)
     except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise FileError(f"{path} holds no array of numbers: {str(error).splitlines()[0].rstrip('.')}.") from None
+        raise FileError(f"{path} holds no array of numbers: {first_line(error)}.") from None
     if len(observables) != 1:
         raise ObservationError(
             f"{path} holds one array, but {len(observables)} observables are needed: give an .npz by name."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from sbi_dgm.data.columns import Column, native
-from sbi_dgm.errors import DataError, FileError, unknown
+from sbi_dgm.errors import DataError, FileError, first_line, unknown
 from sbi_dgm.files import require_file
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def beside(name: str, folder: Path, columns: Sequence[str] = ()) -> Table:
         found = _array(path) if path.suffix == ".npy" else _text(path)
         return _numbers(_chosen(name, found, columns))
     except (ValueError, TypeError, OSError, EOFError) as error:
-        raise FileError(f"{path} holds no table of numbers: {str(error).splitlines()[0].rstrip('.')}.") from None
+        raise FileError(f"{path} holds no table of numbers: {first_line(error)}.") from None
 
 
 def _array(path: Path) -> Table:
