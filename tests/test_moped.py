@@ -261,7 +261,7 @@ def test_points_outside_of_the_prior_and_sets_are_refused():
         moped(box)
     with pytest.raises(PriorError, match=r"fiducial point: b = 1\.5 is outside its prior \[0, 1\]"):
         moped(box, [0.5, 1.5])
-    with pytest.raises(PriorError, match=r"step from the fiducial point has a = 1\.1.*smaller steps"):
+    with pytest.raises(PriorError, match=r"step from the fiducial point: a = 1\.1.*smaller steps"):
         moped(box, [0.5, 0.5], steps=[0.6, 0.1])
     box.weighted = True
     with pytest.raises(OptionError, match="linear gives weighted events"):
