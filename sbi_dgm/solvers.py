@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Generator, Tensor
 
+from sbi_dgm import gaussian
 from sbi_dgm.errors import SolverError
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (y (..., D), s a number) -> dy/ds
@@ -176,7 +177,7 @@ def ancestral(x: Denoiser, y: Tensor, levels: Tensor, generator: Generator | Non
     for i, (nu, following) in enumerate(pairwise(levels)):
         share = (following / nu).square()
         mean = share * y + (1 - share) * x(y, nu)
-        y = finite(mean + following * (1 - share).sqrt() * _normal(y, generator), i, nu)
+        y = finite(mean + following * (1 - share).sqrt() * gaussian.noise(y.shape, y, generator), i, nu)
     return y
 
 
@@ -184,12 +185,9 @@ def reverse_sde(x: Denoiser, y: Tensor, levels: Tensor, generator: Generator | N
     """Euler and Maruyama on dy = (y - x) d(nu^2) / nu^2 + dw, of variance d(nu^2) (Song et al. 2021, eq. 6)."""
     for i, (nu, following) in enumerate(pairwise(levels)):
         variance = nu.square() - following.square()
-        y = finite(y + variance / nu.square() * (x(y, nu) - y) + variance.sqrt() * _normal(y, generator), i, nu)
+        drift, noise = variance / nu.square() * (x(y, nu) - y), gaussian.noise(y.shape, y, generator)
+        y = finite(y + drift + variance.sqrt() * noise, i, nu)
     return y
-
-
-def _normal(y: Tensor, generator: Generator | None) -> Tensor:
-    return torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
 
 
 Sampler = Callable[[Denoiser, Tensor, Tensor, "Generator | None"], Tensor]

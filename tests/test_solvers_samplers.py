@@ -10,7 +10,7 @@ import torch
 from judging import accuses, close
 from scipy.stats import kstest, norm
 
-from sbi_dgm import solvers
+from sbi_dgm import gaussian
 from sbi_dgm.errors import SolverError
 from sbi_dgm.schedules import SCHEDULES, SubVP, VPLinear, levels
 from sbi_dgm.solvers import EULER, RK4, SAMPLERS, probability_flow, steps
@@ -72,8 +72,8 @@ def test_draws_follow_the_mixture(sampler, mixture):
 @pytest.mark.parametrize(("factor", "mixture"), [(1 / 7, NORMAL), (7, MODES)], ids=["a seventh", "seven times"])
 @pytest.mark.parametrize("sampler", RANDOM)
 def test_noise_seven_times_off_is_noticed(sampler, factor, mixture):
-    right = solvers._normal
-    with mock.patch.object(solvers, "_normal", lambda y, generator: factor * right(y, generator)):
+    right = gaussian.noise
+    with mock.patch.object(gaussian, "noise", lambda *how: factor * right(*how)):
         accuses(draws_follow, sampler, mixture)
 
 
@@ -172,7 +172,7 @@ def exact_moments(sampler, mixture, grid, factor=1.0):
     rows = torch.full((len(grid) + 1, 1), float(mean), dtype=torch.float64)
     rows[0] += variance.sqrt()
     noises = list(factor * torch.eye(len(rows), dtype=torch.float64)[1:-1, :, None])
-    with mock.patch.object(solvers, "_normal", side_effect=noises):
+    with mock.patch.object(gaussian, "noise", side_effect=noises):
         end = sampler(mixture.denoise, rows, grid, None)
     return float(end[-1]), float((end[:-1] - end[-1]).square().sum())
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from sbi_dgm import solvers
+from sbi_dgm import gaussian, solvers
 from sbi_dgm.estimators.base import Estimator, Family, Space
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.seeds import torch_generator
@@ -114,26 +114,22 @@ class Continuous(Estimator):
         y = self._start(n, context, generator)
         signs = self._signs(y, generator)
         z, traces = self._carried(y, context, signs, self.noise, self.data, self.options.tolerance)
-        return z, (self._log_normal(y - self._mean(context))[..., None] - traces).mean(-1)
+        return z, (gaussian.log_prob(y - self._mean(context), self.variance)[..., None] - traces).mean(-1)
 
     def _density(self, z: Tensor, context: Tensor, signs: Tensor, tolerance: float) -> Tensor:
         """ln p by each probe: (..., P)."""
         y, traces = self._carried(z, context, signs, self.data, self.noise, tolerance)
         mean = self._mean(context) if z.ndim > 2 else self._mean(context)[:, 0]
-        return self._log_normal(y - mean)[..., None] + traces
+        return gaussian.log_prob(y - mean, self.variance)[..., None] + traces
 
     def _start(self, n: int, context: Tensor, generator: Generator | None) -> Tensor:
         """Draws of the normal at `noise` (B, n, D)."""
-        shape = (len(context), n, self.space.size)
-        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
-        return self._mean(context) + math.sqrt(self.variance) * normal
+        noise = gaussian.noise((len(context), n, self.space.size), context, generator)
+        return self._mean(context) + math.sqrt(self.variance) * noise
 
     def _mean(self, context: Tensor) -> Tensor:
         """M for each context, (B, 1, D)."""
         return self.centre(self.network.steer(context)).expand(len(context), self.space.size)[:, None]
-
-    def _log_normal(self, y: Tensor) -> Tensor:
-        return -0.5 * (y.square().sum(-1) / self.variance + y.shape[-1] * math.log(2 * math.pi * self.variance))
 
     def _signs(self, z: Tensor, generator: Generator | None) -> Tensor:
         """Directions of the trace (P, ..., D): the axes, or random signs (without a generator, the same each time)."""

@@ -33,6 +33,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
+from sbi_dgm import gaussian
 from sbi_dgm.estimators.base import Space
 from sbi_dgm.estimators.continuous import EXACT, Continuous, ContinuousFamily
 from sbi_dgm.networks import SteeredMLP
@@ -89,7 +90,7 @@ class ContinuousFlowEstimator(Continuous):
         state = torch.cat([z, z.new_zeros(len(z), 2)], dim=-1)
         end = self._followed(self._directions(z, generator), places, state, self.network.steer(context))
         y, trace, roughness = end.split([self.space.size, 1, 1], dim=-1)
-        loss = -self._log_normal(y) - trace[:, 0]
+        loss = -gaussian.log_prob(y) - trace[:, 0]
         return loss + self.options.smoothness * roughness[:, 0] if self.training else loss
 
     def _directions(self, z: Tensor, generator: Generator | None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from sbi_dgm import gaussian
 from sbi_dgm.estimators.base import Space
 from sbi_dgm.estimators.continuous import Continuous, ContinuousFamily
 from sbi_dgm.networks import SteeredMLP
@@ -71,8 +72,7 @@ class Denoising(Continuous):
 
     def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
         steering, nu = self.network.steer(context)[:, None], self.levels().to(context)
-        shape = (len(context), n, self.space.size)
-        normal = torch.randn(shape, generator=generator, dtype=context.dtype, device=context.device)
+        normal = gaussian.noise((len(context), n, self.space.size), context, generator)
         mean = self.denoise(torch.zeros_like(normal[:, :1]), nu[0], steering)
         sampler = SAMPLERS[self.options.sampler]
         start = mean + (1 + nu[0].square()).sqrt() * normal

@@ -26,6 +26,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from sbi_dgm import gaussian
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import Space
 from sbi_dgm.estimators.denoising import REPEATS, Denoising, DenoisingFamily, even
@@ -131,7 +132,7 @@ class DiffusionEstimator(Denoising):
         repeats = self.options.repeats if self.training else REPEATS
         z = z[:, None].expand(-1, repeats, -1)
         nu = self.schedule.noise(self._times(even(z.shape[:2], z, generator)))
-        y = z + nu[..., None] * torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+        y = z + nu[..., None] * gaussian.noise(z.shape, z, generator)
         error = z - self.denoise(y, nu, self.network.steer(context)[:, None])
         return (self.schedule.weight(nu) * error.square().mean(-1)).mean(-1)
 
@@ -165,7 +166,7 @@ class DiffusionEstimator(Denoising):
         bound = -0.5 * ((top + away.square()) / (1 + top) - 1 + torch.log1p(1 / top)).sum(-1)
         ends = torch.cat([levels[1:], levels[-1:]])
         for nu, following in zip(levels, ends, strict=True):
-            y = z + nu * torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+            y = z + nu * gaussian.noise(z.shape, z, generator)
             error = (z - self.denoise(y, nu, steering)).square().sum(-1)
             bound = bound - 0.5 * (following**-2 - nu**-2) * error
         variance = levels[-1].square() / (1 + levels[-1].square())

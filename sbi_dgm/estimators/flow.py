@@ -18,7 +18,6 @@ triangular pair of matrices mixes the coordinates (Oliva et al. 2018, arXiv:1801
 the identity: an untrained flow is N(0, I), which for prior coordinates is the prior itself.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
@@ -27,7 +26,7 @@ from nflows.transforms.base import CompositeTransform, Transform
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from sbi_dgm import splines
+from sbi_dgm import gaussian, splines
 from sbi_dgm.conditioners import JointMLP, MaskedMLP
 from sbi_dgm.estimators.base import Estimator, Family, Space
 
@@ -90,22 +89,21 @@ class FlowEstimator(Estimator):
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
         u, log_det = self.transform(_rows_last(z), context)
-        return -_log_normal(u) - log_det
+        return -gaussian.log_prob(u) - log_det
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
         parts = [-self(part.flatten(0, -2), rows) for part, rows in _pieces(z, context)]
         return torch.cat(parts).unflatten(0, z.shape[:-1])
 
     def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        shape = (len(context), n, self.space.size)
-        u = torch.randn(shape, generator=generator, device=context.device, dtype=context.dtype)
+        u = gaussian.noise((len(context), n, self.space.size), context, generator)
         parts = [self._inverse(part.flatten(0, -2), rows) for part, rows in _pieces(u, context)]
         z, log_prob = (torch.cat(part) for part in zip(*parts, strict=True))
-        return z.unflatten(0, shape[:2]), log_prob.unflatten(0, shape[:2])
+        return z.unflatten(0, u.shape[:2]), log_prob.unflatten(0, u.shape[:2])
 
     def _inverse(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         z, log_det = self.transform.inverse(_rows_last(u), context)  # pyright: ignore[reportGeneralTypeIssues]
-        return z, _log_normal(u) - log_det
+        return z, gaussian.log_prob(u) - log_det
 
 
 def _rows_last(z: Tensor) -> Tensor:
@@ -121,10 +119,6 @@ def _pieces(z: Tensor, context: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     rows = max(1, PIECE // max(1, z.shape[1:-1].numel()))
     for part, mine in zip(z.split(rows), context.split(rows), strict=True):
         yield from ((piece, mine) for piece in (part.split(PIECE, dim=1) if part.ndim > 2 else [part]))
-
-
-def _log_normal(u: Tensor) -> Tensor:
-    return -0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi))
 
 
 class Map(Protocol):
@@ -149,11 +143,11 @@ class Affine:
         pass
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = 5 * torch.tanh(raw[..., 0, :] / 5)
+        s = gaussian.bounded(raw[..., 0, :], 5)
         return x * s.exp() + raw[..., 1, :], s
 
     def inverse(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = 5 * torch.tanh(raw[..., 0, :] / 5)
+        s = gaussian.bounded(raw[..., 0, :], 5)
         return (y - raw[..., 1, :]) * (-s).exp(), -s
 
 

@@ -18,10 +18,10 @@ denoiser, by which `sample` goes.
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from sbi_dgm import gaussian
 from sbi_dgm.estimators.base import Space
 from sbi_dgm.estimators.denoising import REPEATS, Denoising, DenoisingFamily, even
 from sbi_dgm.networks import SteeredMLP
@@ -36,6 +36,7 @@ class FlowMatching(DenoisingFamily):
         power: of the density of training times, (1 - t)^power; 0 is uniform.
 
     Example:
+        >>> import torch
         >>> matching = FlowMatching(steps=5).build(Space((3,)), context_dim=4)
         >>> matching.sample(2, torch.zeros(5, 4)).shape
         torch.Size([5, 2, 3])
@@ -83,7 +84,7 @@ class FlowMatchingEstimator(Denoising):
         repeats = self.options.repeats if self.training else REPEATS
         z = z[:, None].expand(-1, repeats, -1)
         t = 1 - even(z.shape[:2], z, generator) ** (1 / (1 + self.options.power))
-        epsilon = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+        epsilon = gaussian.noise(z.shape, z, generator)
         (alpha, sigma), rates = (self.path.alpha(t), self.path.sigma(t)), self.path.rates(t)
         y = alpha[..., None] * z + sigma[..., None] * epsilon
         velocity = rates[0][..., None] * z + rates[1][..., None] * epsilon

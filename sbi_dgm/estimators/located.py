@@ -12,7 +12,6 @@ the log-determinant (which is exact). Any other loss would gain by shrinking u; 
 N(mu, L L^T) of maximum likelihood, and the family learns the u that they leave.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from sbi_dgm import gaussian
 from sbi_dgm.estimators.base import Density, Estimator, Family, Space
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.networks import ResidualMLP
@@ -75,7 +75,7 @@ class LocatedEstimator(Estimator):
         """Mu (B, D), L (B, D, D) and ln det L (B,)."""
         size = self.space.size
         mean, log_diagonal, below = self.network(context).split([size, size, size * (size - 1) // 2], dim=-1)
-        log_diagonal = 7 * torch.tanh(log_diagonal / 7)
+        log_diagonal = gaussian.bounded(log_diagonal)
         scale = torch.eye(size, dtype=mean.dtype, device=mean.device).repeat(len(mean), 1, 1)
         row, column = torch.tril_indices(size, size, offset=-1)
         scale[..., row, column] = below
@@ -94,8 +94,8 @@ class LocatedEstimator(Estimator):
         u, log_det = self._whitened(z, context)
         if self.density in LIKELIHOODS:
             return self.behind(u, context, progress=progress, generator=generator) + log_det
-        gaussian = 0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi)) + log_det
-        return gaussian + self.behind(u.detach(), context, progress=progress, generator=generator)
+        rest = self.behind(u.detach(), context, progress=progress, generator=generator)
+        return log_det - gaussian.log_prob(u) + rest
 
     def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
         u, log_det = self._whitened(z, context)

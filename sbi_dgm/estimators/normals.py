@@ -12,14 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from sbi_dgm import gaussian
 from sbi_dgm.networks import ResidualMLP
 
 LOG_TWO_PI = math.log(2 * math.pi)
-
-
-def bounded(log_scale: Tensor) -> Tensor:
-    """Within (-7, 7), and nearly as it was about zero."""
-    return 7 * torch.tanh(log_scale / 7)
 
 
 def divergence(q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]) -> Tensor:
@@ -82,7 +78,7 @@ class Normal(nn.Module):
         mean = place + spread * said[..., : len(spread)]
         if self.sd is not None:
             return mean, torch.full_like(mean, self.sd)
-        return mean, spread * bounded(said[..., len(spread) :]).exp()
+        return mean, spread * gaussian.bounded(said[..., len(spread) :]).exp()
 
     def log_prob(self, y: Tensor, x: Tensor, context: Tensor) -> Tensor:
         """ln p of each coordinate: y (..., outputs) -> the same shape."""
@@ -92,7 +88,7 @@ class Normal(nn.Module):
     def sample(self, x: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
         """One draw for each x."""
         mean, sd = self(x, context)
-        return mean + sd * torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + sd * gaussian.noise(mean.shape, mean, generator)
 
 
 class Normals(nn.Module):
@@ -125,7 +121,7 @@ class Normals(nn.Module):
         """Of u: ln shares (..., M), means (..., M, D), R (..., M, D, D) and ln det R (..., M)."""
         said = self.network(torch.cat([x, context], -1)).unflatten(-1, (self.components, -1))
         share, mean, log_diagonal, below = said.split(self.sizes, -1)
-        log_diagonal, size = bounded(log_diagonal), self.sizes[1]
+        log_diagonal, size = gaussian.bounded(log_diagonal), self.sizes[1]
         root = torch.diag_embed(log_diagonal.exp())
         row, column = torch.tril_indices(size, size, offset=-1, device=x.device)
         root[..., row, column] = below / math.sqrt(size)  # random ones stay invertible in many dimensions
@@ -144,7 +140,7 @@ class Normals(nn.Module):
         """One draw for each x."""
         place, spread = self.line(x)
         log_share, mean, root, _ = self(x, context)
-        noise = torch.randn(place.shape, generator=generator, dtype=x.dtype, device=x.device)
+        noise = gaussian.noise(place.shape, x, generator)
         even = torch.rand((*x.shape[:-1], 1), generator=generator, dtype=x.dtype, device=x.device)
         chosen = (log_share.exp().cumsum(-1) < even).sum(-1).clamp(max=self.components - 1)[..., None, None]
         mean, root = mean.take_along_dim(chosen, -2), root.take_along_dim(chosen.unsqueeze(-1), -3)

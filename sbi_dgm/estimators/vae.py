@@ -51,6 +51,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from sbi_dgm import gaussian
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import Estimator, Family, Space
 from sbi_dgm.estimators.normals import Normal, Normals, divergence
@@ -234,8 +235,7 @@ class VAEEstimator(Estimator):
         return [share * sum(figures[name] > ACTIVE * share for name in names) for names, share in shares]
 
     def _noise(self, n: int, draws: int, like: Tensor, generator: Generator) -> Tensor:
-        shape = (n, draws, self.latent * self.options.levels)
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        return gaussian.noise((n, draws, self.latent * self.options.levels), like, generator)
 
     def _encoded(self, z: Tensor, context: Tensor, noise: Tensor) -> list[Tensor]:
         """Latents (N, K, W) of each level: z (N, D), context (N, C), noise (N, K, L W)."""
