@@ -11,9 +11,10 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, Executor
+from contextlib import closing, contextmanager
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from sbi_dgm import simulator as simulators
 from sbi_dgm.data import format as layout
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
-from sbi_dgm.executors import Pool, require_picklable
+from sbi_dgm.executors import ended, engine, require_picklable, require_timeout
 from sbi_dgm.files import held, path_of, read_json, write_json
-from sbi_dgm.kinds import is_a, number, whole
+from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.progress import Bar
 from sbi_dgm.shards import KEPT, SAME, NoSuccessError, Part, Plan, shard
 from sbi_dgm.simulator import Simulator, reason
@@ -81,7 +82,8 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
     """
     n, workers, shard_rows = whole("n", n, 1), whole("workers", workers, 1), whole("shard_rows", shard_rows, 1)
     seed, repeats = whole("seed", seed, 0), whole("repeats", repeats, 1)
-    _check(workers, executor, timeout)
+    is_a("executor", executor, Executor | None, "a concurrent.futures.Executor")
+    require_timeout(timeout, workers, executor)
     _check_repeats(n, shard_rows, repeats)
     found = simulators.find(simulator)
     plan, out = Plan(found, seed, shard_rows, repeats), path_of(out)
@@ -96,8 +98,8 @@ def simulate(  # noqa: PLR0913  (the one door to campaigns)
             )
         numbers = range(kept // plan.shard_rows, -(-n // plan.shard_rows))
         missing = _missing(plan, folder, numbers)
-        with _engine(executor, workers, timeout, len(missing)) as engine:
-            _run(plan, missing, len(numbers) - len(missing), folder, engine, progress)
+        with engine(executor, workers, len(missing), timeout) as pool:
+            _run(plan, missing, len(numbers) - len(missing), folder, pool, progress)
         _write(out, kept, n, plan, folder, numbers)
     data = Simulations.open(out, prior=found.prior)
     _tell_failures(data, out)
@@ -117,18 +119,7 @@ def _write(out: Path, kept: int, n: int, plan: Plan, folder: Path, numbers: rang
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(workers: int, executor: Executor | None, timeout: float | None) -> None:
-    is_a("executor", executor, Executor | None, "a concurrent.futures.Executor")
-    if timeout is not None and (executor is not None or workers < 2):
-        raise OptionError(
-            "timeout holds for our own pool alone: pass workers=2 or more (--workers 2), and no executor."
-        )
-    if timeout is not None and not number("timeout", timeout) > 0:
-        raise OptionError(f"timeout = {timeout}: seconds above 0 are needed.")
-
-
 def _check_repeats(n: int, shard_rows: int, repeats: int) -> None:
-    whole("repeats", repeats, 1)
     for name, value in (("n", n), ("shard_rows", shard_rows)):
         if value % repeats:
             below = value // repeats * repeats
@@ -199,22 +190,17 @@ def _missing(plan: Plan, folder: Path, numbers: range) -> list[int]:
     return missing
 
 
-@contextmanager
-def _engine(executor: Executor | None, workers: int, timeout: float | None, tasks: int) -> Iterator[Executor | None]:
-    """What the tasks are submitted to; None: they run here."""
-    if executor is not None or workers == 1 or not tasks:
-        yield executor
-    else:
-        with Pool(min(workers, tasks), timeout) as pool:
-            yield pool
-
-
-def _run(plan: Plan, missing: list[int], done: int, folder: Path, engine: Executor | None, progress: bool) -> None:
-    """Fill the missing shards; tell which did not come back."""
+def _run(plan: Plan, missing: list[int], done: int, folder: Path, pool: Executor | None, progress: bool) -> None:
+    """Fill the missing shards, here where there is no pool; tell which did not come back."""
     rows, failed, lost = plan.shard_rows, 0, dict[int, str]()
+    fill = partial(shards.fill, plan, folder=folder.absolute())
     title, total = f"simulating {plan.simulator.name}", (done + len(missing)) * rows
-    with Bar(desc=title, total=total, initial=done * rows, unit="sim", disable=not progress) as bar:
-        for index, outcome in _outcomes(plan, missing, folder.absolute(), engine):
+    with (
+        Bar(desc=title, total=total, initial=done * rows, unit="sim", disable=not progress) as bar,
+        closing(ended(pool, fill, missing)) as results,
+    ):
+        for index, result in results:
+            outcome = result() if pool is None else _outcome(plan.rows(index), result)
             if isinstance(outcome, Exception):
                 lost[index] = reason(outcome)
                 continue
@@ -229,28 +215,14 @@ def _run(plan: Plan, missing: list[int], done: int, folder: Path, engine: Execut
         raise SbiError(f"{len(lost)} of {len(missing)} shards did not come back: {told}{more}. {KEPT}")
 
 
-def _outcomes(
-    plan: Plan, missing: list[int], folder: Path, engine: Executor | None
-) -> Iterator[tuple[int, int | Exception]]:
-    """Shards as they end: number, and how many rows failed, or what became of the task."""
-    if engine is None:
-        yield from ((index, shards.fill(plan, index, folder)) for index in missing)
-        return
-    tasks = {engine.submit(shards.fill, plan, index, folder): index for index in missing}
+def _outcome(rows: str, result: Callable[[], int]) -> int | Exception:
+    """How many of the rows failed, or what became of the task."""
     try:
-        yield from ((tasks[task], _outcome(plan, tasks[task], task)) for task in as_completed(tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def _outcome(plan: Plan, index: int, task: "Future[int]") -> int | Exception:
-    try:
-        return task.result()
+        return result()
     except SbiError:
         raise
     except BrokenExecutor as error:
-        raise SbiError(f"{plan.rows(index)} did not come back: {error}. {KEPT}") from None
+        raise SbiError(f"{rows} did not come back: {error}. {KEPT}") from None
     except Exception as error:  # noqa: BLE001  (whatever became of it, the others go on)
         return error
 

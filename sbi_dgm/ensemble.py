@@ -7,10 +7,8 @@ each other use the cores better than threads do within a small network.
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor, as_completed
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +18,7 @@ import torch
 from sbi_dgm import job
 from sbi_dgm.errors import FileError, TimeLimitError
 from sbi_dgm.estimators.ensemble import assembled
-from sbi_dgm.executors import Pool, require_picklable
+from sbi_dgm.executors import ended, engine, require_picklable
 from sbi_dgm.files import held, read_json, write_json
 from sbi_dgm.job import Job
 from sbi_dgm.model import device_named
@@ -117,21 +115,19 @@ def _cores() -> int:
 def _done(missing: list[Job], workers: int, members: int, whole: Job) -> int:
     """Train them; how many the time did not suffice for."""
     deadline, late = time.time() + whole.limit, 0
-    engine: AbstractContextManager[Executor | None] = Pool(workers) if workers > 1 else nullcontext()
-    with engine as pool, Bar(desc="members", total=members, disable=not whole.progress) as bar:
-        bar.update(members - len(missing))
-        for ended in _outcomes([replace(one, beside=workers) for one in missing], pool, deadline):
-            late += not ended
-            bar.update(ended)
+    jobs = [replace(one, beside=workers) for one in missing]
+    if workers > 1:
+        require_picklable(jobs[0], "a noise model or an embedding")
+    with (
+        engine(None, workers, len(jobs)) as pool,
+        Bar(desc="members", total=members, disable=not whole.progress) as bar,
+    ):
+        bar.update(members - len(jobs))
+        for _, result in ended(pool, partial(_trained if pool is None else _alone, deadline=deadline), jobs):
+            in_time = result()
+            late += not in_time
+            bar.update(in_time)
     return late
-
-
-def _outcomes(missing: list[Job], pool: Executor | None, deadline: float) -> Iterator[bool]:
-    if pool is None:
-        return (_trained(one, deadline) for one in missing)
-    require_picklable(missing[0], "a noise model or an embedding")
-    tasks = [pool.submit(_alone, one, deadline) for one in missing]
-    return (task.result() for task in as_completed(tasks))
 
 
 def _alone(one: Job, deadline: float) -> bool:

@@ -12,21 +12,32 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from sbi_dgm.errors import OptionError, SbiError, first_line
+from sbi_dgm.kinds import number
 
 ATTEMPTS = 3
 GRACE_S = 2.0  # between asking a process to end and ending it
 POLL_S = 0.5
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Pool(ThreadPoolExecutor):
@@ -167,6 +178,41 @@ def _stop(*_: Any) -> NoReturn:
     """End the task, silently: HDF5 prints what is raised while it writes, and nobody asked this process."""
     sys.excepthook = sys.unraisablehook = lambda *_: None
     raise KeyboardInterrupt
+
+
+def require_timeout(timeout: float | None, workers: int, executor: Executor | None) -> None:
+    """`OptionError` for a time limit that nothing would keep."""
+    if timeout is not None and (executor is not None or workers < 2):
+        raise OptionError(
+            "timeout holds for our own pool alone: pass workers=2 or more (--workers 2), and no executor."
+        )
+    if timeout is not None and not number("timeout", timeout) > 0:
+        raise OptionError(f"timeout = {timeout}: seconds above 0 are needed.")
+
+
+@contextmanager
+def engine(executor: Executor | None, workers: int, tasks: int, timeout: float | None = None) -> Iterator[Any]:
+    """What so many tasks are submitted to: the executor, or a pool of ours; None where they run here."""
+    if executor is not None or workers == 1 or not tasks:
+        yield executor
+    else:
+        with Pool(min(workers, tasks), timeout) as pool:
+            yield pool
+
+
+def ended(
+    engine: Executor | None, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[tuple[Item, Callable[[], Result]], None, None]:
+    """Items as their tasks function(item) end, each with what gives the result or raises the error."""
+    if engine is None:
+        yield from ((item, partial(function, item)) for item in items)
+        return
+    tasks = {engine.submit(function, item): item for item in items}
+    try:
+        yield from ((tasks[task], task.result) for task in as_completed(tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def require_picklable(thing: Any, title: str) -> None:

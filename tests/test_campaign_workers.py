@@ -133,9 +133,9 @@ class Lossy(ThreadPoolExecutor):
         super().__init__(2)
         self.lost, self.how = lost, how
 
-    def submit(self, function, /, plan, index, folder):
+    def submit(self, function, /, index):
         if index not in self.lost:
-            return super().submit(function, plan, index, folder)
+            return super().submit(function, index)
         return super().submit(self.pretend)
 
     def pretend(self):

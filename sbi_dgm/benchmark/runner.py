@@ -1,9 +1,9 @@
 """A benchmark from its suite to its tables: cells that are missing are run, on any executor, and kept one by one."""
 
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from sbi_dgm.benchmark import cells
 from sbi_dgm.benchmark.cells import Cell
 from sbi_dgm.benchmark.suite import Suite
 from sbi_dgm.benchmark.table import Results
-from sbi_dgm.errors import OptionError
-from sbi_dgm.executors import Pool, require_picklable
-from sbi_dgm.kinds import is_a, number, whole
+from sbi_dgm.executors import ended, engine, require_picklable, require_timeout
+from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.progress import Bar
 
 
@@ -56,19 +55,18 @@ def run_benchmark(
     is_a("suite", suite, Suite, "a Suite")
     is_a("out", out, (str, PathLike), "a folder")
     workers = whole("workers", workers, 1)
-    if timeout is not None and not number("timeout", timeout) > 0:
-        raise OptionError(f"timeout = {timeout}: give seconds above 0.")
-    if timeout is not None and (executor is not None or workers < 2):
-        raise OptionError("timeout holds for our own pool alone: pass workers=2 or more, and no executor.")
+    require_timeout(timeout, workers, executor)
     folder, wanted = Path(out).absolute(), suite.cells(device)
     found = {cell.path(folder): content for cell in wanted if (content := cell.found(folder)) is not None}
     missing = [cell for cell in wanted if cell.path(folder) not in found]
     with (
-        _engine(executor, min(workers, len(missing)), timeout) as engine,
+        engine(executor, workers, len(missing), timeout) as pool,
         Bar(desc="benchmark", total=len(wanted), initial=len(found), unit="cell", disable=not progress) as bar,
     ):
-        for cell, content in _outcomes(missing, folder, engine):
-            found[cell.path(folder)] = content
+        for cell in missing if pool is not None else ():
+            require_picklable(cell, f"{cell.name} {cell.method.label}")
+        for cell, result in ended(pool, partial(cells.run, folder=folder), missing):
+            found[cell.path(folder)] = content = _outcome(cell, result, folder)
             if progress:
                 bar.write(told(content), file=sys.stderr)
             bar.update()
@@ -87,27 +85,8 @@ def told(content: dict[str, Any]) -> str:
     return f"{title}: {score} {mean:.3f} ({sum(content['seconds'].values()):.0f} s)"
 
 
-def _engine(executor: Executor | None, workers: int, timeout: float | None) -> AbstractContextManager[Any]:
-    return nullcontext(executor) if executor is not None or workers < 2 else Pool(workers, timeout)
-
-
-def _outcomes(missing: list[Cell], folder: Path, engine: Executor | None) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Cells as they end."""
-    if engine is None:
-        yield from ((cell, cells.run(cell, folder)) for cell in missing)
-        return
-    for cell in missing:
-        require_picklable(cell, f"{cell.name} {cell.method.label}")
-    tasks = {engine.submit(cells.run, cell, folder): cell for cell in missing}
+def _outcome(cell: Cell, result: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
     try:
-        yield from ((tasks[task], _outcome(tasks[task], task, folder)) for task in as_completed(tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def _outcome(cell: Cell, task: "Future[dict[str, Any]]", folder: Path) -> dict[str, Any]:
-    try:
-        return task.result()
+        return result()
     except Exception as error:  # noqa: BLE001  (its process died or hung: a red cell; the others go on)
         return cells.failed(cell, error, folder)
