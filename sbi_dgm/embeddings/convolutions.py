@@ -60,17 +60,6 @@ class Convolutional(Learned):
     periodic: bool = False
     head: int = Field(default=128, ge=1)
 
-    def _pyramid(self, channels: int, places: Sequence[int], dimension: int) -> "Pyramid":
-        return Pyramid(
-            channels,
-            places,
-            self.length(dimension),
-            hidden=self.hidden,
-            blocks=self.blocks,
-            periodic=self.periodic,
-            head=self.head,
-        )
-
 
 class Series(Convolutional):
     """A summary of a series (L,), or of several channels (K, L) or (L, K), K the smaller."""
@@ -78,7 +67,7 @@ class Series(Convolutional):
     def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
         axes = channels_first(name, observable, 1)
         channels, length = arranged(observable.shape, axes)
-        return nn.Sequential(Arranged(axes), self._pyramid(channels, (length,), dimension))
+        return nn.Sequential(Arranged(axes), Pyramid(channels, (length,), self.length(dimension), self))
 
 
 class CNN(Convolutional):
@@ -96,7 +85,7 @@ class CNN(Convolutional):
         axes = channels_first(name, observable, 2)
         channels, *places = arranged(observable.shape, axes)
         images = [Images(self.periodic, places[0] == places[1])] if self.symmetric else []
-        return nn.Sequential(Arranged(axes), *images, self._pyramid(channels, places, dimension))
+        return nn.Sequential(Arranged(axes), *images, Pyramid(channels, places, self.length(dimension), self))
 
 
 def channels_first(name: str, observable: Observable, places: int) -> tuple[int, ...]:
@@ -158,34 +147,24 @@ class Pyramid(nn.Module):
         channels: K.
         places: lengths of the axes.
         features: of the summary.
-        hidden, blocks, periodic, head: as in `Convolutional`.
+        how: the options.
 
     """
 
-    def __init__(
-        self,
-        channels: int,
-        places: Sequence[int],
-        features: int,
-        *,
-        hidden: int,
-        blocks: int,
-        periodic: bool,
-        head: int,
-    ) -> None:
+    def __init__(self, channels: int, places: Sequence[int], features: int, how: Convolutional) -> None:
         super().__init__()
-        stride = _stride(places, periodic)
+        periodic, stride = how.periodic, _stride(places, how.periodic)
         lengths = [-(-length // stride) for length in places]
         self.missing = [n * stride - length for n, length in zip(lengths, places, strict=True)]
-        self.stem = _convolution(len(places), channels, hidden, stride, stride)
+        self.stem = _convolution(len(places), channels, how.hidden, stride, stride)
         self.stages, self.steps = nn.ModuleList(), nn.ModuleList()
-        width, pooled = hidden, 0
+        width, pooled = how.hidden, 0
         while True:
-            self.stages.append(nn.Sequential(*(Residual(len(places), width, periodic) for _ in range(blocks))))
+            self.stages.append(nn.Sequential(*(Residual(len(places), width, periodic) for _ in range(how.blocks))))
             pooled += 2 * width
             if max(lengths) <= LAST or min(lengths) < 2:
                 break
-            wider = min(2 * width, WIDEST * hidden)
+            wider = min(2 * width, WIDEST * how.hidden)
             self.steps.append(_convolution(len(places), width, wider, 3, 2, **_around(periodic)))
             width, lengths = wider, [-(-length // 2) for length in lengths]
         seen = 0 if periodic else width
@@ -194,7 +173,7 @@ class Pyramid(nn.Module):
         self.periodic = periodic
         self.bands = Bands(channels, places) if periodic else None
         pooled += self.bands.outputs if self.bands is not None else 0
-        self.head = ResidualMLP(pooled + seen, features, hidden=head, blocks=HEAD_BLOCKS)
+        self.head = ResidualMLP(pooled + seen, features, hidden=how.head, blocks=HEAD_BLOCKS)
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.missing):

@@ -55,8 +55,7 @@ class Transformer(Attentive):
     def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
         axes = channels_first(name, observable, 1)
         channels, length = arranged(observable.shape, axes)
-        options = {"hidden": self.hidden, "heads": self.heads, "blocks": self.blocks}
-        return nn.Sequential(Arranged(axes), _Transformer(channels, length, self.length(dimension), **options))
+        return nn.Sequential(Arranged(axes), _Transformer(channels, length, self.length(dimension), self))
 
 
 class SetTransformer(Attentive):
@@ -76,13 +75,13 @@ class SetTransformer(Attentive):
 
 
 class _Transformer(nn.Module):
-    def __init__(self, channels: int, length: int, features: int, *, hidden: int, heads: int, blocks: int) -> None:
+    def __init__(self, channels: int, length: int, features: int, how: Transformer) -> None:
         super().__init__()
-        patch = -(-length // TOKENS)
+        hidden, patch = how.hidden, -(-length // TOKENS)
         self.missing = -length % patch
         self.first = nn.Conv1d(channels, hidden, patch, patch)
         self.place = nn.Parameter(0.1 * torch.randn((length + self.missing) // patch, hidden))
-        self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(hidden, how.heads) for _ in range(how.blocks))
         self.last = ResidualMLP(hidden, features, hidden=hidden, blocks=1)
 
     def forward(self, x: Tensor) -> Tensor:
