@@ -20,11 +20,13 @@ FORMATS = ("png", "pdf")
 
 def write(report: Report, folder: Path, *, progress: bool = False) -> None:
     """Write index.html, report.json, and the figures as PNG and PDF into `figures/`."""
+    from sbi_dgm import plots
+
     parts, pictures = sections(report), {}
     write_json(folder / "report.json", report.to_json())
     for part in Bar(parts, desc="figures", disable=not progress):
         if part.draw is not None:
-            pictures[part.name] = _drawn(folder / "figures" / part.name, part.draw())
+            pictures[part.name] = _drawn(folder / "figures" / part.name, part.draw(plots))
     with atomic(folder / "index.html") as temporary:
         Path(temporary).write_text(html(report, parts, pictures), encoding="utf-8")
 

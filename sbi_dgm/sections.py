@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NOMINAL = np.linspace(0, 1, 101)
 RESAMPLED, SHOWN = 200, 4
 Table = list[list[str]]  # the first row is the head
+Band = Mapping[int, tuple[Array, Array]]  # lower and upper edge, by the number of rows
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Section:
         shows: what is seen, for a reader who has never heard of it.
         good: what a calibrated posterior looks like.
         says: what this one looks like.
-        draw: makes the figure, or None.
+        draw: makes the figure, given the module `plots`; or None.
         table: its rows, or none.
 
     """
@@ -43,7 +44,7 @@ class Section:
     shows: str
     good: str
     says: str
-    draw: "Callable[[], Figure] | None" = None
+    draw: "Callable[[Any], Figure] | None" = None
     table: Table = field(default_factory=list)
 
     @property
@@ -65,12 +66,6 @@ def ranks(report: Report) -> Section:
     """Simulation-based calibration."""
     stated = {**report.parameters, **report.quantities}
     titles = {f"{name}   p = {of['p_value']:.2g}": _check(report, name).ranks for name, of in stated.items()}
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        return plots.rank_histograms(titles, calibration.bin_band(report.rows))
-
     return Section(
         "ranks",
         "Does the truth fall among the draws as one of them?",
@@ -80,25 +75,15 @@ def ranks(report: Report) -> Section:
         "Flat: all bars within the grey band, up to one in a hundred. A hump in the middle is a posterior that is too "
         "wide, a valley one that is too narrow, a slope one that lies too low (rising) or too high (falling).",
         _told(stated, "parameter"),
-        draw,
+        lambda plots: plots.rank_histograms(titles, calibration.bin_band(report.rows)),
     )
 
 
 def distribution(report: Report) -> Section:
     """Distribution functions of all ranks."""
-    band = {rows: _band(rows, report) for rows in {len(check.ranks) for check in report.grounds.checks.values()}}
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        t = np.arange(1, ecdf.POINTS) / ecdf.POINTS
-        curves: dict[str, plots.Difference] = {}
-        for name, check in report.grounds.checks.items():
-            low, high = band[len(check.ranks)]
-            curves[name] = t, ecdf.counts(check.ranks) / len(check.ranks) - t, low - t, high - t
-        return plots.differences(curves)
-
-    outside = [name for name, check in report.grounds.checks.items() if _leaves(check.ranks, band)]
+    checks = report.grounds.checks
+    band = {rows: _band(rows, report) for rows in {len(check.ranks) for check in checks.values()}}
+    outside = [name for name, check in checks.items() if _leaves(check.ranks, band)]
     return Section(
         "distribution",
         "And to which precision?",
@@ -108,8 +93,14 @@ def distribution(report: Report) -> Section:
         f"{', '.join(outside)} {'leave' if len(outside) > 1 else 'leaves'} the band."
         if outside
         else "No curve leaves.",
-        draw,
+        lambda plots: plots.differences({name: _difference(check.ranks, band) for name, check in checks.items()}),
     )
+
+
+def _difference(u: Array, band: Band) -> tuple[Array, ...]:
+    """Places t, and there the distribution function of ranks and the edges of its band, less t."""
+    t = np.arange(1, ecdf.POINTS) / ecdf.POINTS
+    return t, *(curve - t for curve in (ecdf.counts(u) / len(u), *band[len(u)]))
 
 
 def _band(rows: int, report: Report) -> tuple[Array, Array]:
@@ -117,7 +108,7 @@ def _band(rows: int, report: Report) -> tuple[Array, Array]:
     return low / rows, high / rows
 
 
-def _leaves(u: Array, band: Mapping[int, tuple[Array, Array]]) -> bool:
+def _leaves(u: Array, band: Band) -> bool:
     share, (low, high) = ecdf.counts(u) / len(u), band[len(u)]
     return bool((share < low - 1e-12).any() or (share > high + 1e-12).any())
 
@@ -126,15 +117,8 @@ def coverage(report: Report) -> Section:
     """Of highest-density regions and central intervals."""
     central = {name: np.abs(2 * _check(report, name).ranks - 1) for name in report.parameters}
     band = calibration.coverage_band(NOMINAL, report.rows)
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        of_regions = {REGIONS: _covered(report.credibility)}
-        of_intervals = {name: _covered(u) for name, u in central.items()}
-        panels = {"highest-density regions": (of_regions, band), "central intervals": (of_intervals, band)}
-        return plots.coverage(NOMINAL, panels)
-
+    curves = {"highest-density regions": {REGIONS: report.credibility}, "central intervals": central}
+    panels = {title: ({name: _covered(u) for name, u in of.items()}, band) for title, of in curves.items()}
     table = [["credibility", "regions", *central]] + [
         [level, f"{share:.1%}", *(f"{(u <= float(level[:-1]) / 100).mean():.1%}" for u in central.values())]
         for level, share in report.coverage.items()
@@ -147,7 +131,7 @@ def coverage(report: Report) -> Section:
         "On the diagonal, within the grey band (99 % at each point). Below it the posterior claims too much, above it "
         "too little.",
         f"Regions: {report.regions['finding']} (p = {report.regions['p_value']:.2g}).",
-        draw,
+        lambda plots: plots.coverage(NOMINAL, panels),
         table,
     )
 
@@ -155,13 +139,8 @@ def coverage(report: Report) -> Section:
 def points(report: Report) -> Section:
     """Tests of accuracy with random points."""
     rng = numpy_generator(0)
-    panels = {name: _check(report, name).ranks for name in report.points}
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        return plots.coverage(NOMINAL, {n: ({n: _covered(u)}, _resampled(u, rng)) for n, u in panels.items()})
-
+    found = {name: _check(report, name).ranks for name in report.points}
+    panels = {name: ({name: _covered(u)}, _resampled(u, rng)) for name, u in found.items()}
     return Section(
         "points",
         "Does the posterior know what x tells?",
@@ -171,7 +150,7 @@ def points(report: Report) -> Section:
         "than this posterior.",
         "The diagonal within the band, which here is the curve's own uncertainty (99 % of resampled rows).",
         _told(report.points, "kind of points"),
-        draw,
+        lambda plots: plots.coverage(NOMINAL, panels),
     )
 
 
@@ -187,14 +166,8 @@ def where(report: Report) -> Section:
     found, names = report.grounds.bins, list(report.parameters)
     tests = sum(len(one.rows) * len(names) for one in found.values())
     deviation = float(scipy.stats.norm.isf(report.level / tests / 2))
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        spread = {name: deviation * np.sqrt(CENTRAL * (1 - CENTRAL) / one.rows) for name, one in found.items()}
-        panels = {name: (one.edges, one.covered, spread[name]) for name, one in found.items()}
-        return plots.binned(panels, names, CENTRAL)
-
+    spread = {name: deviation * np.sqrt(CENTRAL * (1 - CENTRAL) / one.rows) for name, one in found.items()}
+    panels = {name: (one.edges, one.covered, spread[name]) for name, one in found.items()}
     worst = report.bins
     told = (
         "{parameter} is {finding} where the {quantity} is from {low:.3g} to {high:.3g} (p = {p_value:.2g})."
@@ -210,21 +183,15 @@ def where(report: Report) -> Section:
         "error that cancels over all simulations shows here.",
         "All points within the grey band around 68 %, everywhere.",
         told.format(**worst),
-        draw,
+        lambda plots: plots.binned(panels, names, CENTRAL),
     )
 
 
 def replications(report: Report) -> Section:
     """Predictive checks."""
     predicted: Any = report.grounds.predicted
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        chosen = np.linspace(0, len(predicted.rows) - 1, min(SHOWN, len(predicted.rows))).astype(int)
-        panels = {f"row {i + 1}": (predicted.x[i, 0], predicted.x[i, 1:]) for i in chosen}
-        return plots.replications(panels)
-
+    chosen = np.linspace(0, len(predicted.rows) - 1, min(SHOWN, len(predicted.rows))).astype(int)
+    panels = {f"row {i + 1}": (predicted.x[i, 0], predicted.x[i, 1:]) for i in chosen}
     return Section(
         "replications",
         "Would the next observation look as predicted?",
@@ -234,20 +201,14 @@ def replications(report: Report) -> Section:
         "prediction's sd. Tested are the main directions in which x varies.",
         "The dots lie in the grey as often as its shares say.",
         _told(report.predictions, "component"),
-        draw,
+        lambda plots: plots.replications(panels),
     )
 
 
 def recovery(report: Report) -> Section:
     """Posterior mean and sd against the truth."""
     learned, names = report.grounds.information, list(report.parameters)
-    columns = (learned.truth.T, learned.mean.T, learned.sd.T)
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        return plots.recovery(dict(zip(names, zip(*columns, strict=True), strict=True)))
-
+    panels = dict(zip(names, zip(learned.truth.T, learned.mean.T, learned.sd.T, strict=True), strict=True))
     followed = {name: round(of["recovery"], 2) + 0.0 for name, of in report.learned.items()}
     best, worst = max(names, key=lambda name: followed[name]), min(names, key=lambda name: followed[name])
     return Section(
@@ -257,19 +218,14 @@ def recovery(report: Report) -> Section:
         "Where x determines a parameter, a narrow diagonal; where it does not, a flat band: that is no error.",
         f"Means follow the truth of {best} best (correlation {followed[best]:.2f})"
         + (f", that of {worst} least ({followed[worst]:.2f})." if worst != best else "."),
-        draw,
+        lambda plots: plots.recovery(panels),
     )
 
 
 def contraction(report: Report) -> Section:
     """z-score against contraction."""
-    learned, names = report.grounds.information, list(report.parameters)
-
-    def draw() -> "Figure":
-        from sbi_dgm import plots
-
-        return plots.contraction(dict(zip(names, zip(learned.contraction.T, learned.z.T, strict=True), strict=True)))
-
+    learned = report.grounds.information
+    panels = dict(zip(report.parameters, zip(learned.contraction.T, learned.z.T, strict=True), strict=True))
     spread = [of["z_sd"] for of in report.learned.values()]
     return Section(
         "contraction",
@@ -278,7 +234,7 @@ def contraction(report: Report) -> Section:
         "variance that the posterior has lost.",
         "Errors between -2 and 2 nineteen times in twenty at any contraction; the farther right, the more x tells.",
         f"The sd of these errors is from {min(spread):.2f} to {max(spread):.2f}; 1 is right.",
-        draw,
+        lambda plots: plots.contraction(panels),
     )
 
 
