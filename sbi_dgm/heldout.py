@@ -29,28 +29,6 @@ class Pairs(NamedTuple):
 
 
 def pairs(
-    posterior: Any, data: Simulations, noise: Noise | None, most: int, rng: np.random.Generator, seed: int
-) -> Pairs:
-    """At most so many independent held-out pairs, chosen by `rng`; `seed` is that of the noise.
-
-    Raises:
-        DataError: fewer than `MIN_ROWS`.
-        ExternalError: the posterior was trained with another model of noise.
-
-    """
-    most = whole("max_rows", most, MIN_ROWS)
-    require_noise(posterior, noise)
-    rows = independent(posterior, data, held_out(posterior, data), rng)
-    if len(rows) < MIN_ROWS:
-        kind = "groups" if "group" in data.columns else "rows"
-        raise DataError(
-            f"{len(rows)} held-out {kind}: at least {MIN_ROWS} are needed; simulate more, or train with a larger test "
-            "split (--set split.test=0.2)."
-        )
-    return _chosen(posterior, data, rows, noise, most, rng, seed)
-
-
-def spare(
     posterior: Any,
     data: Simulations,
     noise: Noise | None,
@@ -58,25 +36,34 @@ def spare(
     rng: np.random.Generator,
     seed: int,
     *,
-    fewest: int,
-    purpose: str,
+    fewest: int = MIN_ROWS,
+    purpose: str = "",
 ) -> Pairs:
-    """At most so many independent pairs to better `posterior` by, other than those that judge it.
+    """At most so many independent pairs, chosen by `rng`, that judge `posterior`; `seed` is that of the noise.
+
+    With a `purpose` those to better it by, other than those that judge it.
 
     Raises:
-        DataError: fewer than `fewest`, for the `purpose`.
+        DataError: fewer than `fewest`.
         ExternalError: the posterior was trained with another model of noise.
 
     """
     most = whole("max_rows", most, fewest)
     require_noise(posterior, noise)
-    rows = independent(posterior, data, _spare(posterior, data), rng, fewest)
+    candidates = _spare(posterior, data) if purpose else held_out(posterior, data)
+    rows = independent(posterior, data, candidates, rng, fewest)
     if len(rows) < fewest:
+        kind, part = ("rows to " + purpose + " by", "validation") if purpose else ("held-out " + data.unit, "test")
         raise DataError(
-            f"{len(rows)} rows to {purpose} by: at least {fewest} are needed; give other simulations, or train with a "
-            "larger validation split (--set split.validation=0.2)."
+            f"{len(rows)} {kind}: at least {fewest} are needed; simulate more, or train with a larger {part} split "
+            f"(--set split.{part}=0.2)."
         )
-    return _chosen(posterior, data, rows, noise, most, rng, seed)
+    rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
+    theta = gather(data.columns["theta"], rows)
+    columns = [data.names.index(name) for name in posterior.names]
+    _require_spread(posterior, theta[:, columns])
+    x = data.x(rows)
+    return Pairs(theta[:, columns], x if noise is None else noised(x, theta, noise, seed))
 
 
 def _require_spread(posterior: Any, theta: Array) -> None:
@@ -92,24 +79,6 @@ def _require_spread(posterior: Any, theta: Array) -> None:
             f"{outside.sum()} of {len(theta)} rows lie outside of the posterior's prior (the first: {first}): draws of "
             "that prior alone can judge it."
         )
-
-
-def _chosen(
-    posterior: Any,
-    data: Simulations,
-    rows: np.ndarray,
-    noise: Noise | None,
-    most: int,
-    rng: np.random.Generator,
-    seed: int,
-) -> Pairs:
-    """At most so many of these rows, chosen by `rng`, in the order of the file."""
-    rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
-    theta = gather(data.columns["theta"], rows)
-    columns = [data.names.index(name) for name in posterior.names]
-    _require_spread(posterior, theta[:, columns])
-    x = data.x(rows)
-    return Pairs(theta[:, columns], x if noise is None else noised(x, theta, noise, seed))
 
 
 def held_out(posterior: Any, data: Simulations) -> np.ndarray:
@@ -172,10 +141,7 @@ def _later(data: Simulations, known: int, seen: np.ndarray) -> np.ndarray:
     """The valid rows from `known` on that are in no group of the rows `seen`."""
     valid = np.flatnonzero(data.valid)
     new = valid[valid >= known]
-    if "group" in data.columns:
-        group = np.asarray(data.columns["group"][:])
-        new = new[~np.isin(group[new], group[seen])]
-    return new
+    return new[~np.isin(data.groups[new], data.groups[seen])]
 
 
 def independent(
@@ -192,8 +158,7 @@ def independent(
     if not len(rows) or not {"proposal_weight", "event_weight", "group"} & set(data.columns):
         return rows
     weight = _weights(posterior, data, rows)
-    group = np.asarray(data.columns["group"][:])[rows] if "group" in data.columns else rows
-    group = np.unique(group, return_inverse=True)[1]
+    group = np.unique(data.groups[rows], return_inverse=True)[1]
     with np.errstate(divide="ignore"):
         order = np.lexsort((np.log(weight) + rng.gumbel(size=len(rows)), group))
     chosen = rows[order[np.flatnonzero(np.diff(group[order], append=-1))]]

@@ -147,10 +147,9 @@ def _model(job: Job, train: np.ndarray) -> Model:
         if name not in data.names:
             raise OptionError(unknown("parameter", name, data.names))
     reference, informed = data.reference(names, train)
-    dtypes = {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
     embedding = embeddings.chosen(job.embedding, data.observables)
     described = options.describe(FAMILIES, job.estimator), embeddings.describe(embedding)
-    return Model(reference, informed, embeddings.observed(embedding, data.observables), dtypes, *described)
+    return Model(reference, informed, embeddings.observed(embedding, data.observables), data.dtypes, *described)
 
 
 def _config(job: Job, model: Model, reading: Reading) -> dict[str, Any]:

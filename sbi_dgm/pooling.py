@@ -132,7 +132,7 @@ def pooled(
     if whole("draws", draws) < MIN_DRAWS or whole("max_rows", max_rows) < MIN_ROWS:
         raise OptionError(f"draws = {draws}, max_rows = {max_rows}: at least {MIN_DRAWS} and {MIN_ROWS} are needed.")
     began, rng = time.perf_counter(), numpy_generator(seed)
-    theta, x = heldout.spare(refined, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="tell the power")
+    theta, x = heldout.pairs(refined, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="tell the power")
     seen = Bar(refined.proposal.observations(x)[0], unit="row", desc="pooling", disable=not progress)
     parts = [_evaluated(refined, *pair, draws, rng) for pair in zip(theta, seen, strict=True)]
     found = best(Evaluated(*map(np.stack, zip(*parts, strict=True))), round(time.perf_counter() - began, 1))

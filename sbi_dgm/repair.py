@@ -95,7 +95,7 @@ def repaired(
     _refuse(posterior, draws)
     is_a("data", data, Simulations, "sbi_dgm.Simulations, opened or made")
     rng = numpy_generator(seed)
-    theta, x = heldout.spare(posterior, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="repair")
+    theta, x = heldout.pairs(posterior, data, noise, max_rows, rng, seed, fewest=MIN_ROWS, purpose="repair")
     order, first = rng.permutation(len(theta)), int(FITTING * len(theta))
     fitting, keeping = (_taken(part, theta, x) for part in (order[:first], order[first:]))
     with Bar(total=len(theta), unit="row", desc="repairing", disable=not progress) as bar:

@@ -83,7 +83,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     checks.require_names(posterior.names)
     runs = None if simulator is None else find(simulator)
     folder = None if out is None else Path(out)
-    asked = None if at is None else observed_arrays(at, data.observables, _dtypes(data))[0]
+    asked = None if at is None else observed_arrays(at, data.observables, data.dtypes)[0]
     theta, x = heldout.pairs(posterior, data, noise, max_rows, numpy_generator(seed), seed)
     kept = None if folder is None else folder / "draws.h5"
     evidence = gathered(posterior, theta, x, draws, seed, path=kept, progress=progress)
@@ -100,15 +100,10 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
         predicted,
         None if asked is None else local(evidence, posterior, asked, rng),
     )
-    unit = "groups" if "group" in data.columns else "rows"
-    report = findings(grounds, getattr(posterior, "prior", None), unit, _scales(posterior))
+    report = findings(grounds, getattr(posterior, "prior", None), data.unit, _scales(posterior))
     if folder is not None:
         page.write(report, folder, progress=progress)
     return report
-
-
-def _dtypes(data: Simulations) -> dict[str, str]:
-    return {name: data.columns[f"x/{name}"].dtype.str for name in data.observables}
 
 
 def _scales(posterior: Judged) -> dict[str, float] | None:

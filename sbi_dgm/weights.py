@@ -109,7 +109,7 @@ def _per_point(data: Simulations, weight: np.ndarray) -> np.ndarray:
 
 def _local_mean(data: Simulations, weight: np.ndarray, reading: Reading, seed: int, device: torch.device) -> np.ndarray:
     """E[w | theta, x] of signed weights, given all of theta, for each row by a network that has not seen it."""
-    mean, groups, valid = np.zeros(len(weight)), _groups(data), data.valid
+    mean, groups, valid = np.zeros(len(weight)), data.groups, data.valid
     reference = _reference(data)
     halves = split_rows(SplitRule(validation=0.5, test=0.0, seed=seed), groups, valid)
     for own, other in ((halves.train, halves.validation), (halves.validation, halves.train)):
@@ -125,11 +125,6 @@ def _reference(data: Simulations) -> Prior:
     rows = np.flatnonzero(data.valid)
     changing = np.ptp(data.theta[rows], axis=0) > 0
     return data.reference([name for name, there in zip(data.names, changing, strict=True) if there], rows)[0]
-
-
-def _groups(data: Simulations) -> np.ndarray:
-    group = data.column("group")
-    return np.arange(len(data)) if group is None else group
 
 
 def _regress(source: Source, parts: Split, reading: Reading, seed: int, device: torch.device) -> np.ndarray:

@@ -74,8 +74,7 @@ class Roles(NamedTuple):
         size = sum(observable.size for observable in data.observables.values())
         if size > LARGEST:
             raise DataError(f"x has {size} numbers: a likelihood takes up to {LARGEST}; summarise x first.")
-        dtypes = {name: np.dtype(data.columns[f"x/{name}"].dtype).str for name in data.observables}
-        return cls(data.observables, dtypes, data.names, data.prior)
+        return cls(data.observables, data.dtypes, data.names, data.prior)
 
     def describe(self) -> dict[str, Any]:
         """These roles as JSON."""

@@ -256,6 +256,22 @@ class Simulations:
         """All rows of a column that not all simulations have, such as "event_weight", or None."""
         return np.asarray(self.columns[name][:]) if name in self.columns else None
 
+    @property
+    def groups(self) -> np.ndarray:
+        """(N,), equal for rows that belong together; each row's own number where they are independent."""
+        group = self.column("group")
+        return np.arange(len(self)) if group is None else group
+
+    @property
+    def unit(self) -> str:
+        """What independent draws are called: "groups" or "rows"."""
+        return "groups" if "group" in self.columns else "rows"
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Of the observables, by name."""
+        return {name: np.dtype(self.columns[f"x/{name}"].dtype).str for name in self.observables}
+
     def x(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The observables of the given rows, by name: ascending numbers, or (N,) of True and False."""
         rows = numbers_of(rows, len(self))
@@ -266,8 +282,7 @@ class Simulations:
         valid = self.valid[:rows]
         if "split" in self.columns:
             return by_label(self.columns["split"][: len(valid)], valid)
-        group = self.columns["group"][: len(valid)] if "group" in self.columns else np.arange(len(valid))
-        return split_rows(rule, group, valid)
+        return split_rows(rule, self.groups[: len(valid)], valid)
 
     def fingerprint(self, rows: int | None = None) -> str:
         """sha256 of the names and the first `rows` rows of theta: the same for the same draws."""
