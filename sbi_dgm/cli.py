@@ -130,21 +130,18 @@ def _imported(place: str | None) -> Any:
 
 
 def _sample(a: argparse.Namespace) -> None:
-    from sbi_dgm.config import of_use
     from sbi_dgm.data.observed import read_observation
     from sbi_dgm.diagnostics.evidence import KNOWN
-    from sbi_dgm.files import atomic, refuse_existing
+    from sbi_dgm.files import refuse_existing
     from sbi_dgm.inspection import summarised
-    from sbi_dgm.posterior import load
     from sbi_dgm.progress import Bar
 
     refuse_existing(a.out, a.overwrite)
     if a.corner:
         _check_figure(Path(a.corner), a.overwrite)
-    posterior = load(a.model, device=a.device).using(**of_use(a.set))
+    posterior, layout = _used(a)
     if a.corner:
         _check_labels(posterior)
-    layout = posterior.record.get("data", {}).get("layout")
     x = read_observation(a.observation, posterior.model.observables, a.row, layout)
     if a.corner and len(posterior.observations(x)[0]) != 1:
         raise OptionError(
@@ -158,11 +155,21 @@ def _sample(a: argparse.Namespace) -> None:
     if samples.array.ndim == 2 and a.n:
         print(summarised(samples))
     if figure is not None:
-        with atomic(a.corner) as temporary:
-            figure.savefig(temporary, format=Path(a.corner).suffix[1:], dpi=150)
+        from sbi_dgm import plots
+
+        plots.save(figure, a.corner)
     print(f"{a.out}: {a.n} draws of {', '.join(samples.names)}.")
     if samples.trust is not None:
         print(f"trust: {samples.trust}.")
+
+
+def _used(a: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
+    """The posterior, with options of use, and the layout of what it was trained on."""
+    from sbi_dgm.config import of_use
+    from sbi_dgm.posterior import load
+
+    posterior = load(a.model, device=a.device).using(**of_use(a.set))
+    return posterior, posterior.record.get("data", {}).get("layout")
 
 
 def _refined(a: argparse.Namespace, posterior: Any) -> Any:
@@ -197,18 +204,15 @@ def _check_labels(posterior: Any) -> None:
 
 
 def _calibrate(a: argparse.Namespace) -> int:
-    from sbi_dgm.config import of_use
     from sbi_dgm.data.observed import read_observation
     from sbi_dgm.files import refuse_existing
-    from sbi_dgm.posterior import load
     from sbi_dgm.report import calibrate
     from sbi_dgm.simulator import find
 
     refuse_existing(Path(a.out) / "report.json", a.overwrite)
     if a.row is not None and a.at is None:
         raise OptionError("--row is a row of the observation --at: name its file.")
-    posterior = load(a.model, device=a.device).using(**of_use(a.set))
-    layout = posterior.record.get("data", {}).get("layout")
+    posterior, layout = _used(a)
     report = calibrate(
         _refined(a, posterior),
         _opened(a, layout),
@@ -248,13 +252,11 @@ def _found(report: Any) -> Iterator[str]:
 
 
 def _repair(a: argparse.Namespace) -> None:
-    from sbi_dgm.config import of_use
     from sbi_dgm.files import refuse_existing
-    from sbi_dgm.posterior import load
 
     refuse_existing(a.out, a.overwrite)
-    posterior = load(a.model, device=a.device).using(**of_use(a.set))
-    data = _opened(a, posterior.record.get("data", {}).get("layout"))
+    posterior, layout = _used(a)
+    data = _opened(a, layout)
     better = posterior.repaired(data, noise=_imported(a.noise), draws=a.draws, max_rows=a.rows, seed=a.seed)
     better.save(a.out, overwrite=a.overwrite)
     record = better.record["repaired"]

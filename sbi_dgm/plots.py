@@ -1,6 +1,7 @@
 """Figures: arrays and names in, a `Figure` out. The only file that knows matplotlib; it draws on no screen."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import corner as corner_package
 import numpy as np
@@ -10,12 +11,19 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from sbi_dgm.errors import OptionError
+from sbi_dgm.files import atomic
 from sbi_dgm.univariate import Array
 
 COLOURS = ("#1b5e9b", "#d1731d", "#3c8d4f", "#8a4fa3", "#b03a4b", "#2a9d9d", "#a88a1e", "#5a6b7b")
 GREY = "#6b7280"
 MASS = (0.68, 0.95)
 LEGEND = 8  # entries at most
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Write a figure atomically, in the format that the suffix of `path` names."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=dpi)
 
 
 def require_titles(titles: Sequence[str]) -> None:
@@ -94,18 +102,19 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def rank_histograms(panels: Mapping[str, Array], band: tuple[float, float]) -> Figure:
+def rank_histograms(panels: Mapping[str, Array], bins: int, band: tuple[float, float]) -> Figure:
     """Histograms of simulation-based calibration: flat where the posterior is calibrated.
 
     Args:
         panels: ranks (R,) in [0, 1] by title.
+        bins: their number.
         band: counts within which a bin of a calibrated posterior lies (99 %).
 
     """
     figure, axes = _panels(len(panels), 2.2)
     for axis, (title, ranks) in zip(axes, panels.items(), strict=True):
         axis.axhspan(*band, color=GREY, alpha=0.35, lw=0, zorder=3)
-        axis.hist(ranks, bins=20, range=(0, 1), color=COLOURS[0], alpha=0.85)
+        axis.hist(ranks, bins=bins, range=(0, 1), color=COLOURS[0], alpha=0.85)
         axis.set(title=title, xlabel="rank of the truth", ylabel="rows", xlim=(0, 1))
     return figure
 

@@ -10,7 +10,7 @@ import pandas as pd
 from sbi_dgm import simulator as simulators
 from sbi_dgm.campaign import simulate
 from sbi_dgm.errors import SbiError
-from sbi_dgm.files import atomic, refuse_existing, write_text
+from sbi_dgm.files import refuse_existing, write_text
 from sbi_dgm.report import Report, calibrate
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import numpy_generator
@@ -38,6 +38,8 @@ def quickstart(
         say: gets each line for the user.
 
     """
+    from sbi_dgm import plots
+
     folder = Path(folder)
     refuse_existing(folder, overwrite)
     _clear(folder)
@@ -54,9 +56,7 @@ def quickstart(
     table = comparison(samples, exact)
     table.to_csv(folder / "comparison.csv")
     say(f"\nPosterior for the real supernovae, medians and 68 % intervals:\n\n{pretty(table)}\n")
-    with atomic(folder / "corner.png") as temporary:
-        figure = samples.corner(others={"exact (grid)": exact}, label="sbi_dgm")
-        figure.savefig(temporary, format="png", dpi=150)
+    plots.save(samples.corner(others={"exact (grid)": exact}, label="sbi_dgm"), folder / "corner.png")
     report = calibrate(posterior, data, seed=SEED, out=folder / "report")
     say(f"\nCalibration on {report.rows} held-out universes: {report.verdict}.")
     say(f"Everything is in {folder}/: look at corner.png. The same, step by step:\n")

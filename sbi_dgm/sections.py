@@ -75,7 +75,7 @@ def ranks(report: Report) -> Section:
         "Flat: all bars within the grey band, up to one in a hundred. A hump in the middle is a posterior that is too "
         "wide, a valley one that is too narrow, a slope one that lies too low (rising) or too high (falling).",
         _told(stated, "parameter"),
-        lambda plots: plots.rank_histograms(titles, calibration.bin_band(report.rows)),
+        lambda plots: plots.rank_histograms(titles, calibration.BINS, calibration.bin_band(report.rows)),
     )
 
 

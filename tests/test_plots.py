@@ -13,7 +13,7 @@ from sbi_dgm.errors import OptionError
 
 def test_rank_histograms_hold_every_row_in_bins_of_a_twentieth():
     ranks = np.random.default_rng(0).uniform(size=(400, 2))
-    figure = plots.rank_histograms({"a": ranks[:, 0], "b": ranks[:, 1]}, (8.0, 33.0))
+    figure = plots.rank_histograms({"a": ranks[:, 0], "b": ranks[:, 1]}, 20, (8.0, 33.0))
     for i, axis in enumerate(figure.axes):
         heights = [bar.get_height() for bar in axis.patches if abs(bar.get_width() - 0.05) < 1e-9]
         assert heights == np.histogram(ranks[:, i], 20, (0, 1))[0].tolist()
@@ -24,7 +24,7 @@ def test_rank_histograms_hold_every_row_in_bins_of_a_twentieth():
 @pytest.mark.parametrize("parameters", [1, 4, 6])
 def test_rank_histograms_have_a_panel_for_each_parameter(parameters):
     names = [f"p{i}" for i in range(parameters)]
-    figure = plots.rank_histograms(dict.fromkeys(names, np.full(50, 0.5)), (0, 10))
+    figure = plots.rank_histograms(dict.fromkeys(names, np.full(50, 0.5)), 20, (0, 10))
     shown = [axis.get_title() for axis in figure.axes if axis.axison]
     assert shown == names
 
@@ -120,3 +120,10 @@ def test_the_legend_of_scores_lies_within_the_picture_and_leaves_room_for_the_pa
     assert legend.get_window_extent().x1 <= figure.bbox.width
     heights = [axis.get_window_extent().height for axis in figure.axes if axis.axison]
     assert min(heights) > 0.4 * figure.bbox.height / -(-tasks // 5)
+
+
+@pytest.mark.parametrize(("suffix", "head"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_a_figure_is_written_in_the_format_of_its_name(tmp_path, suffix, head):
+    plots.save(Figure(), tmp_path / f"new/figure.{suffix}")
+    assert (tmp_path / f"new/figure.{suffix}").read_bytes().startswith(head)
+    assert len(list((tmp_path / "new").iterdir())) == 1

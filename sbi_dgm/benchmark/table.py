@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sbi_dgm.benchmark import cells
-from sbi_dgm.files import atomic, write_json, write_text
+from sbi_dgm.files import write_json, write_text
 
 KEY = ["task", "method", "budget"]
 PUBLISHED = {  # columns of the file, and how a table calls them
@@ -76,6 +76,7 @@ class Results:
 
     def save(self, folder: str | Path) -> None:
         """Write table.csv, table.md, scores.csv, summary.json, scores.png and index.html."""
+        from sbi_dgm import plots
         from sbi_dgm.benchmark import page
 
         folder, table = Path(folder), self.table()
@@ -83,9 +84,7 @@ class Results:
         write_text(folder / "scores.csv", self.scores().to_csv(index=False))
         write_text(folder / "table.md", page.markdown(table))
         write_json(folder / "summary.json", self.summary())
-        figure = page.figure(table)
-        with atomic(folder / "scores.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+        plots.save(page.figure(table), folder / "scores.png", dpi=110)
         write_text(folder / "index.html", page.html(self, table, folder / "scores.png"))
 
 
