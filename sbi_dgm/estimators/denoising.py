@@ -66,6 +66,11 @@ class Denoising(Continuous):
     def denoise(self, y: Tensor, nu: Tensor, steering: Tensor) -> Tensor:
         """E[z | y = z + nu epsilon, c]: y (..., D), nu (...), steering (..., 2 H) -> (..., D)."""
 
+    def asked(self, z: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What a loss asks of: z repeated (B, R, D), even numbers in [0, 1) for its times (B, R), noise (B, R, D)."""
+        z = z[:, None].expand(-1, self.options.repeats if self.training else REPEATS, -1)
+        return z, even(z.shape[:2], z, generator), gaussian.noise(z.shape, z, generator)
+
     def levels(self) -> Tensor:
         """The noise that `sample` visits, falling, in float64."""
         return levels(self.options.low, self.options.high, self.options.steps)

@@ -29,7 +29,7 @@ from torch import Generator, Tensor
 from sbi_dgm import gaussian
 from sbi_dgm.errors import OptionError
 from sbi_dgm.estimators.base import Space
-from sbi_dgm.estimators.denoising import REPEATS, Denoising, DenoisingFamily, even
+from sbi_dgm.estimators.denoising import Denoising, DenoisingFamily
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.schedules import SCHEDULES, Schedule
 
@@ -129,11 +129,9 @@ class DiffusionEstimator(Denoising):
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
-        repeats = self.options.repeats if self.training else REPEATS
-        z = z[:, None].expand(-1, repeats, -1)
-        nu = self.schedule.noise(self._times(even(z.shape[:2], z, generator)))
-        y = z + nu[..., None] * gaussian.noise(z.shape, z, generator)
-        error = z - self.denoise(y, nu, self.network.steer(context)[:, None])
+        z, u, epsilon = self.asked(z, generator)
+        nu = self.schedule.noise(self._times(u))
+        error = z - self.denoise(z + nu[..., None] * epsilon, nu, self.network.steer(context)[:, None])
         return (self.schedule.weight(nu) * error.square().mean(-1)).mean(-1)
 
     def _times(self, u: Tensor) -> Tensor:

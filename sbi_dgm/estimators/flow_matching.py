@@ -21,9 +21,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Generator, Tensor
 
-from sbi_dgm import gaussian
 from sbi_dgm.estimators.base import Space
-from sbi_dgm.estimators.denoising import REPEATS, Denoising, DenoisingFamily, even
+from sbi_dgm.estimators.denoising import Denoising, DenoisingFamily
 from sbi_dgm.networks import SteeredMLP
 from sbi_dgm.schedules import SCHEDULES, Schedule
 
@@ -81,10 +80,8 @@ class FlowMatchingEstimator(Denoising):
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
-        repeats = self.options.repeats if self.training else REPEATS
-        z = z[:, None].expand(-1, repeats, -1)
-        t = 1 - even(z.shape[:2], z, generator) ** (1 / (1 + self.options.power))
-        epsilon = gaussian.noise(z.shape, z, generator)
+        z, u, epsilon = self.asked(z, generator)
+        t = 1 - u ** (1 / (1 + self.options.power))
         (alpha, sigma), rates = (self.path.alpha(t), self.path.sigma(t)), self.path.rates(t)
         y = alpha[..., None] * z + sigma[..., None] * epsilon
         velocity = rates[0][..., None] * z + rates[1][..., None] * epsilon
