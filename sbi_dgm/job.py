@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -96,24 +96,30 @@ def _train(job: Job) -> Posterior:
     if folder is not None:
         _claim(folder, config, job.overwrite)
     if job.progress:
-        Bar.write(f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows", file=sys.stderr)
-        Bar.write(f"embedding: {embeddings.said(model.embedding)}", file=sys.stderr)
-        failed = len(data) - int(data.valid.sum())
-        if failed:
-            Bar.write(f"rows: {failed} of {len(data)} are left out: failed, or x is not finite", file=sys.stderr)
+        for line in _lines(data, model, reading, size):
+            Bar.write(line, file=sys.stderr)
     run = Run(untrained, ready.batches, ready.held_out, job.training, job.seed, folder)
     with curves(run.at.step, folder) if job.tensorboard and folder is not None else nullcontext() as log:
         run.train(job.progress, limit=job.limit, log=log)
     record = config | _result(run, data, parts, source, len(ready.held_out)) | {"tilted": tilted(job)}
+    gate = None
     if isinstance(data, Exchanged):
         record["roles"] = data.roles.describe()
-    gate = (
-        None if isinstance(data, Exchanged) else gate_of(run.averaged, model.observables, ready.batches, ready.held_out)
-    )
+    else:
+        gate = gate_of(run.averaged, model.observables, ready.batches, ready.held_out)
     posterior = Posterior(model, run.averaged, record, gate)
     if job.result is not None:
         posterior.save(job.result, overwrite=True)
     return posterior
+
+
+def _lines(data: Simulations, model: Model, reading: Reading, size: int) -> Iterator[str]:
+    """What is said when a training begins."""
+    yield f"reading: {reading.mode}, {size / 2**20:.0f} MiB of training and validation rows"
+    yield f"embedding: {embeddings.said(model.embedding)}"
+    failed = len(data) - int(data.valid.sum())
+    if failed:
+        yield f"rows: {failed} of {len(data)} are left out: failed, or x is not finite"
 
 
 def gate_for(job: Job, network: Conditional) -> Gate | None:
