@@ -27,10 +27,10 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
     (
         "embeddings.absent embeddings.base embeddings.vectors embeddings.stored embeddings.compression embeddings.moped"
         " embeddings.pretrained embeddings.convolutions embeddings.sets embeddings.transformer embeddings.fusion"
-        " estimators.base estimators.ensemble estimators.rescaled estimators.flow estimators.continuous"
-        " estimators.denoising estimators.diffusion estimators.flow_matching estimators.continuous_flow"
-        " estimators.normals estimators.vae estimators.located estimators.contrastive checkpoints optimiser loop"
-        " preparation weights"
+        " estimators.base estimators.ensemble estimators.moved estimators.rescaled estimators.flow"
+        " estimators.continuous estimators.denoising estimators.diffusion estimators.flow_matching"
+        " estimators.continuous_flow estimators.normals estimators.vae estimators.located estimators.contrastive"
+        " checkpoints optimiser loop preparation weights"
     ),
     (
         "outliers trust samples artifact heldout pooling proposals refinement model conformal repair peak posterior"

@@ -12,7 +12,6 @@ the log-determinant (which is exact). Any other loss would gain by shrinking u; 
 N(mu, L L^T) of maximum likelihood, and the family learns the u that they leave.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Generator, Tensor
 from sbi_dgm import gaussian
 from sbi_dgm.estimators.base import Density, Estimator, Family, Space
 from sbi_dgm.estimators.flow import Flow
+from sbi_dgm.estimators.moved import Moved
 from sbi_dgm.networks import ResidualMLP
 
 LIKELIHOODS = ("exact", "bound")  # densities of families whose loss is -ln p, or a bound above it
@@ -61,18 +61,20 @@ class Located(Family):
         return LocatedEstimator(space, network, self.of.build(space, context_dim))
 
 
-class LocatedEstimator(Estimator):
-    """u = L(c)^{-1} (z - mu(c)) before `behind`."""
+class LocatedEstimator(Moved):
+    """z = mu(c) + L(c) u, with the u of `behind`."""
 
     def __init__(self, space: Space, network: ResidualMLP, behind: Estimator) -> None:
         super().__init__()
-        self.space = space
-        self.network = network
-        self.behind = behind
+        self.space, self.network, self.behind = space, network, behind
         self.density: Density = behind.density
 
+    @property
+    def source(self) -> Estimator:
+        return self.behind
+
     def _locate(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mu (B, D), L (B, D, D) and ln det L (B,)."""
+        """The mean mu (B, D), L (B, D, D) and ln det L (B,)."""
         size = self.space.size
         mean, log_diagonal, below = self.network(context).split([size, size, size * (size - 1) // 2], dim=-1)
         log_diagonal = gaussian.bounded(log_diagonal)
@@ -81,44 +83,21 @@ class LocatedEstimator(Estimator):
         scale[..., row, column] = below
         return mean, log_diagonal.exp().unsqueeze(-1) * scale, log_diagonal.sum(-1)
 
-    def _whitened(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """U for z, (B, D) or (B, S, D), and ln det L, (B,) or (B, 1)."""
+    def back(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         mean, scale, log_det = self._locate(context)
         stack = z if z.ndim > 2 else z.unsqueeze(1)
         u = torch.linalg.solve_triangular(scale, (stack - mean.unsqueeze(1)).mT, upper=False).mT
         return (u, log_det.unsqueeze(-1)) if z.ndim > 2 else (u.squeeze(1), log_det)
 
+    def there(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        mean, scale, log_det = self._locate(context)
+        return mean.unsqueeze(1) + u @ scale.mT, log_det.unsqueeze(-1)
+
     def forward(
         self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
     ) -> Tensor:
-        u, log_det = self._whitened(z, context)
         if self.density in LIKELIHOODS:
-            return self.behind(u, context, progress=progress, generator=generator) + log_det
+            return super().forward(z, context, progress=progress, generator=generator)
+        u, log_det = self.back(z, context)
         rest = self.behind(u.detach(), context, progress=progress, generator=generator)
         return log_det - gaussian.log_prob(u) + rest
-
-    def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
-        u, log_det = self._whitened(z, context)
-        return self.behind.log_prob(u, context, generator) - log_det
-
-    def log_prob_and_error(
-        self, z: Tensor, context: Tensor, generator: Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        u, log_det = self._whitened(z, context)
-        log_prob, error = self.behind.log_prob_and_error(u, context, generator)
-        return log_prob - log_det, error
-
-    def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
-        mean, scale, _ = self._locate(context)
-        return mean.unsqueeze(1) + self.behind.sample(n, context, generator) @ scale.mT
-
-    def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        mean, scale, log_det = self._locate(context)
-        u, log_prob = self.behind.sample_and_log_prob(n, context, generator)
-        return mean.unsqueeze(1) + u @ scale.mT, log_prob - log_det.unsqueeze(-1)
-
-    def monitor(self, z: Tensor, context: Tensor) -> dict[str, float]:
-        return self.behind.monitor(self._whitened(z, context)[0], context)
-
-    def concern(self, figures: Mapping[str, float]) -> str:
-        return self.behind.concern(figures)

@@ -10,19 +10,19 @@ so (1 / sqrt(CENTRE)) moves the mean of q' by |s - 1| times as much.
 """
 
 import copy
-from collections.abc import Mapping
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sbi_dgm.estimators.base import Conditional, Estimator
+from sbi_dgm.estimators.moved import Moved
 from sbi_dgm.seeds import torch_generator
 
 CENTRE = 256  # draws whose mean is mu
 KNOWN = 2**14  # contexts whose mu is remembered
 
 
-class Rescaled(Estimator):
+class Rescaled(Moved):
     """The draws of `inner`, rescaled about their mean.
 
     mu is remembered for contexts that were seen: the weights of `inner` are not to change but by `load_state_dict`.
@@ -50,6 +50,10 @@ class Rescaled(Estimator):
         self._centres: dict[bytes, Tensor] = {}
         self.register_load_state_dict_post_hook(_forget)
 
+    @property
+    def source(self) -> Estimator:
+        return self.inner
+
     @torch.no_grad()
     def centre(self, context: Tensor) -> Tensor:
         """mu for each context: (B, C) -> (B, D)."""
@@ -66,46 +70,14 @@ class Rescaled(Estimator):
         found = [self._centres[key] for key in keys]
         return torch.stack(found).to(context) if found else context.new_zeros(0, self.space.size)
 
-    def _back(self, z: Tensor, context: Tensor) -> Tensor:
-        """What the inner estimator drew where z came out: (B, D) or (B, S, D)."""
+    def back(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         centre = self.centre(context)
         centre = centre if z.ndim == 2 else centre.unsqueeze(1)
-        return centre + (z - centre) / self.scale
+        return centre + (z - centre) / self.scale, self.scale.log().sum()
 
-    def _moved(self, z: Tensor, context: Tensor) -> Tensor:
+    def there(self, u: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         centre = self.centre(context).unsqueeze(1)
-        return centre + self.scale * (z - centre)
-
-    def _log_det(self) -> Tensor:
-        return self.scale.log().sum()
-
-    def forward(
-        self, z: Tensor, context: Tensor, *, progress: float = 1.0, generator: Generator | None = None
-    ) -> Tensor:
-        """The loss of the inner estimator at what it drew, and sum ln s."""
-        return self.inner(self._back(z, context), context, progress=progress, generator=generator) + self._log_det()
-
-    def log_prob(self, z: Tensor, context: Tensor, generator: Generator | None = None) -> Tensor:
-        return self.inner.log_prob(self._back(z, context), context, generator) - self._log_det()
-
-    def log_prob_and_error(
-        self, z: Tensor, context: Tensor, generator: Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        log_prob, error = self.inner.log_prob_and_error(self._back(z, context), context, generator)
-        return log_prob - self._log_det(), error
-
-    def sample(self, n: int, context: Tensor, generator: Generator | None = None) -> Tensor:
-        return self._moved(self.inner.sample(n, context, generator), context)
-
-    def sample_and_log_prob(self, n: int, context: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        z, log_prob = self.inner.sample_and_log_prob(n, context, generator)
-        return self._moved(z, context), log_prob - self._log_det()
-
-    def monitor(self, z: Tensor, context: Tensor) -> dict[str, float]:
-        return self.inner.monitor(self._back(z, context), context)
-
-    def concern(self, figures: Mapping[str, float]) -> str:
-        return self.inner.concern(figures)
+        return centre + self.scale * (u - centre), self.scale.log().sum()
 
 
 def _forget(module: Rescaled, _: object) -> None:
