@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from sbi_dgm.checkpoints import digest
+from sbi_dgm import sealed
 from sbi_dgm.errors import FileError
-from sbi_dgm.files import atomic, require_file, understood
+from sbi_dgm.files import require_file, understood
+from sbi_dgm.sealed import digest
 
+KEY = "sbi_dgm"
 FORMAT = "sbi_dgm/posterior"
 VERSION = 6
 OLDEST = 5  # without a gate; 1 to 4, before the first release, had other weights
@@ -23,10 +23,7 @@ OLDEST = 5  # without a gate; 1 to 4, before the first release, had other weight
 
 def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a header of plain values and tensors by name, atomically."""
-    text = json.dumps({"format": FORMAT, "format_version": VERSION, **header})
-    local = {name: value.contiguous().cpu() for name, value in tensors.items()}
-    with atomic(path) as temporary:
-        save_file(local, temporary, {"sbi_dgm": text, "sha256": digest(text, local)})
+    sealed.write(path, KEY, json.dumps({"format": FORMAT, "format_version": VERSION, **header}), tensors)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -36,15 +33,14 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         FileError: missing, foreign, newer or corrupted.
     """
     path = require_file(path)
-    with understood(path, "{path} is no readable safetensors file: {why}."), safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if "sbi_dgm" not in metadata:
+    with understood(path, "{path} is no readable safetensors file: {why}."):
+        texts, tensors = sealed.read(path)
+    if KEY not in texts:
         raise FileError(f"{path} is a safetensors file but no posterior of sbi_dgm.")
-    if metadata.get("sha256") != digest(metadata["sbi_dgm"], tensors):
+    if texts.get("sha256") != digest(texts[KEY], tensors):
         raise FileError(f"{path} is corrupted: its sha256 differs. Restore it from a copy.")
     with understood(path):
-        header = {**json.loads(metadata["sbi_dgm"])}
+        header = {**json.loads(texts[KEY])}
         _check_version(path, header)
     return header, tensors
 

@@ -3,20 +3,18 @@
 A sha256 over both finds any changed byte; files written before there was one are read without it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from sbi_dgm.files import atomic, understood
+from sbi_dgm import sealed
+from sbi_dgm.files import understood
+from sbi_dgm.sealed import Tensors
 
 UNREADABLE = "{path} is no readable checkpoint ({why}): start again with overwrite=True (--overwrite)."
-Tensors = dict[str, torch.Tensor]
 
 
 def clone(tensors: Mapping[str, torch.Tensor]) -> Tensors:
@@ -26,12 +24,8 @@ def clone(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 def save(path: str | Path, groups: Mapping[str, Tensors], note: Mapping[str, Any]) -> None:
     """Write groups of tensors and a note of plain numbers."""
-    flat = {
-        f"{group}/{name}": t.detach().cpu().contiguous() for group, part in groups.items() for name, t in part.items()
-    }
-    text = json.dumps(note)
-    with atomic(path) as temporary:
-        save_file(flat, temporary, {"note": text, "sha256": digest(text, flat)})
+    flat = {f"{group}/{name}": values for group, part in groups.items() for name, values in part.items()}
+    sealed.write(path, "note", json.dumps(note), flat)
 
 
 def load(path: str | Path, device: torch.device) -> tuple[dict[str, Tensors], dict[str, Any]]:
@@ -43,28 +37,11 @@ def load(path: str | Path, device: torch.device) -> tuple[dict[str, Tensors], di
     """
     groups: dict[str, Tensors] = {}
     with understood(path, UNREADABLE):
-        flat, text = _read(path)
+        texts, flat = sealed.read(path)
+        found = sealed.digest(texts["note"], flat)
+        if texts.get("sha256", found) != found:
+            raise ValueError("its sha256 differs")
         for name, values in flat.items():
             group, rest = name.split("/", 1)
             groups.setdefault(group, {})[rest] = values.to(device)
-        return groups, {**json.loads(text)}
-
-
-def _read(path: str | Path) -> tuple[Tensors, str]:
-    """Tensors on the CPU and the note, as they were written."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = digest(metadata["note"], flat)
-    if metadata.get("sha256", found) != found:
-        raise ValueError("its sha256 differs")
-    return flat, metadata["note"]
-
-
-def digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Sha256 over a text and tensors, which are on the CPU."""
-    found = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        return groups, {**json.loads(texts["note"])}

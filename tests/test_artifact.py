@@ -15,7 +15,7 @@ from scipy.stats import gamma
 from torch import nn
 
 import sbi_dgm
-from sbi_dgm import artifact, load
+from sbi_dgm import artifact, load, sealed
 from sbi_dgm.distributions import LogNormal, Uniform
 from sbi_dgm.embeddings.vectors import MLP
 from sbi_dgm.errors import ExternalError, FileError, OptionError
@@ -185,7 +185,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(path, monkeypatch):
         raise OSError("the disk is full")
 
     before = path.read_bytes()
-    monkeypatch.setattr(artifact, "save_file", broken)
+    monkeypatch.setattr(sealed, "save_file", broken)
     with pytest.raises(FileError, match="full"):
         POSTERIOR.save(path, overwrite=True)
     assert path.read_bytes() == before

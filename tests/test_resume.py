@@ -79,7 +79,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import training_toys
-from sbi_dgm import checkpoints, loop
+from sbi_dgm import loop, sealed
 
 def save_file(tensors, path, metadata, count=[0]):
     count[0] += 1
@@ -88,7 +88,7 @@ def save_file(tensors, path, metadata, count=[0]):
         os.kill(os.getpid(), signal.SIGKILL)
     original(tensors, path, metadata)
 
-original, checkpoints.save_file, loop.CHECKPOINT_SECONDS = checkpoints.save_file, save_file, -1.0
+original, sealed.save_file, loop.CHECKPOINT_SECONDS = sealed.save_file, save_file, -1.0
 training_toys.fit(out={out!r})
 """
 

@@ -4,7 +4,6 @@ The options know the numbers by their digest, so that a run is resumed with the 
 `build`. What a posterior's file restores has none: they come with its weights.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
 
+from sbi_dgm import sealed
 from sbi_dgm.data.scaling import Standardise, Statistics
 from sbi_dgm.embeddings.base import Embedding, Gathering, Observables
 from sbi_dgm.errors import OptionError
@@ -81,12 +81,7 @@ def digest(state: State) -> str:
     >>> digest({"a": torch.zeros(2)}) == digest({"a": torch.zeros(2)}), digest({"a": torch.zeros(3)}) == ""
     (True, False)
     """
-    found = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        found.update(values.numpy().tobytes())
-    return found.hexdigest()[:16]
+    return sealed.digest("", state)[:16]
 
 
 class Scaled(Gathering):
