@@ -121,7 +121,7 @@ class SteeredMLP(nn.Module):
         return torch.cat([self.beside(context), self.context(context)], dim=-1)
 
     def forward(self, z: Tensor, s: Tensor, steering: Tensor) -> Tensor:
-        """Z (..., D), s (...) and steering (..., 2 H), each broadcast -> (..., D)."""
+        """The output (..., D) for z (..., D), s (...) and steering (..., 2 H), each broadcast."""
         beside, context = steering.chunk(2, dim=-1)
         e = self._told(s, context)
         h = self.first(z) + beside

@@ -15,7 +15,7 @@ from sbi_dgm import options
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.options import Options
 
-Density = Literal["exact", "ode", "bound", "unnormalised", "none"]
+Density = Literal["exact", "ode", "bound", "none"]
 
 
 @dataclass(frozen=True)

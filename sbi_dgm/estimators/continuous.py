@@ -128,7 +128,7 @@ class Continuous(Estimator):
         return self._mean(context) + math.sqrt(self.variance) * noise
 
     def _mean(self, context: Tensor) -> Tensor:
-        """M for each context, (B, 1, D)."""
+        """The mean m for each context, (B, 1, D)."""
         return self.centre(self.network.steer(context)).expand(len(context), self.space.size)[:, None]
 
     def _signs(self, z: Tensor, generator: Generator | None) -> Tensor:
@@ -143,7 +143,7 @@ class Continuous(Estimator):
     def _carried(
         self, z: Tensor, context: Tensor, signs: Tensor, start: float, stop: float, tolerance: float
     ) -> tuple[Tensor, Tensor]:
-        """Y at `stop`, (..., D), and the integral of the trace by each probe, (..., P)."""
+        """The solution y at `stop`, (..., D), and the integral of the trace by each probe, (..., P)."""
         size = self.space.size
         steering = self.network.steer(context).detach()
         each = max(1, z.shape[:-1].numel() // max(1, len(context)))  # rows of one context
