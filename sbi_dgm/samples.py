@@ -170,15 +170,15 @@ class Samples:
         A group `trust` beside it keeps what is known of the observations.
         """
         refuse_existing(path, overwrite)
-        stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
+        columns = self._columns()
+        shape = columns[self.names[0]].shape
+        if self.log_prob is not None:
+            columns["log_prob"] = self.log_prob.T[None]
         with atomic(path) as temporary, writing(temporary) as file:
             group = file.create_group("posterior", track_order=True)
-            dims = [group.create_dataset(n, data=np.arange(k)) for n, k in zip(_AXES, stack.shape[:-1], strict=False)]
+            dims = [group.create_dataset(n, data=np.arange(k)) for n, k in zip(_AXES, shape, strict=False)]
             for scale, name in zip(dims, _AXES, strict=False):
                 scale.make_scale(name)
-            columns = {p.name: stack[..., i] for i, p in enumerate(self.parameters)}
-            if self.log_prob is not None:
-                columns["log_prob"] = (self.log_prob if self.log_prob.ndim == 1 else self.log_prob.T)[None]
             for name, values in columns.items():
                 dataset = group.create_dataset(name, data=values, fletcher32=True, chunks=True)
                 for axis, scale in zip(dataset.dims, dims, strict=True):
@@ -208,20 +208,20 @@ class Samples:
             raise FileError(f"{path} has samples of format version {number}: this sbi_dgm reads up to {VERSION}.")
         names = [str(name) for name in group.attrs["names"]]
         parameters = tuple(Parameter(n, None, group[n].attrs["label"], group[n].attrs["units"]) for n in names)
-        stack = np.stack([group[n][0] for n in names], axis=-1)
-        log_prob = group["log_prob"][0] if "log_prob" in group else None
-        if stack.ndim == 3:
-            stack, log_prob = np.moveaxis(stack, 1, 0), None if log_prob is None else log_prob.T
+        stack = np.stack([group[n][0].T for n in names], axis=-1)
+        log_prob = group["log_prob"][0].T if "log_prob" in group else None
         bounds, dense = np.asarray(group.attrs["bounds"], float), log_prob is None or log_prob.shape == stack.shape[:-1]
         if bounds.shape != (2, len(names)) or stack.ndim not in (2, 3) or not dense:
             raise ValueError("its draws, their densities and bounds differ in shape")
         return cls(stack, parameters, log_prob, None if np.isnan(bounds).all() else bounds)
 
+    def _columns(self) -> dict[str, Array]:
+        """The draws by name, (chain, draw[, observation])."""
+        return {name: self[name].T[None] for name in self.names}
+
     def to_arviz(self) -> Any:
         """An ArviZ data tree with the group `posterior` (needs the package arviz-base)."""
-        arviz_base = _extra("arviz_base", "arviz-base")
-        stack = self.array[None] if self.array.ndim == 2 else np.moveaxis(self.array, 0, 1)[None]
-        return arviz_base.from_dict({"posterior": {name: stack[..., i] for i, name in enumerate(self.names)}})
+        return _extra("arviz_base", "arviz-base").from_dict({"posterior": self._columns()})
 
     def to_getdist(self) -> Any:
         """A `getdist.MCSamples` of one observation's draws (needs the package getdist)."""

@@ -166,17 +166,22 @@ class EDM(Schedule):
     mean: float = -2.5
     spread: float = 1.8
 
+    @property
+    def _line(self) -> tuple[float, float]:
+        """Of sigma^(1/rho): where it starts, and its slope."""
+        first = self.low ** (1 / self.rho)
+        return first, self.high ** (1 / self.rho) - first
+
     def sigma(self, t: Tensor) -> Tensor:
-        first, last = self.low ** (1 / self.rho), self.high ** (1 / self.rho)
-        return (first + (last - first) * t) ** self.rho
+        first, slope = self._line
+        return (first + slope * t) ** self.rho
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        first, last = self.low ** (1 / self.rho), self.high ** (1 / self.rho)
-        return torch.zeros_like(t), self.rho * (last - first) * self.sigma(t) ** (1 - 1 / self.rho)
+        return torch.zeros_like(t), self.rho * self._line[1] * self.sigma(t) ** (1 - 1 / self.rho)
 
     def time(self, noise: Tensor) -> Tensor:
-        first, last = self.low ** (1 / self.rho), self.high ** (1 / self.rho)
-        return (noise ** (1 / self.rho) - first) / (last - first)
+        first, slope = self._line
+        return (noise ** (1 / self.rho) - first) / slope
 
     def times(self, u: Tensor) -> Tensor:
         ends = (u.new_tensor([self.low, self.high]).log() - self.mean) / self.spread

@@ -17,6 +17,7 @@ import scipy
 from numpy.typing import NDArray
 
 from sbi_dgm.diagnostics import tarp
+from sbi_dgm.diagnostics.checks import OF_VALUES
 from sbi_dgm.diagnostics.evidence import Evidence
 from sbi_dgm.univariate import Array
 
@@ -110,7 +111,4 @@ def worst(found: Mapping[str, Binned]) -> Worst | None:
     side = one.place[k, j] > 0 if kind == 0 else one.width[k, j] > 0.5
     p_value = min(1.0, tests * float(one.p_values[kind, k, j]))
     low, high = map(float, one.edges[k : k + 2])
-    return Worst(p_value, int(j), name, low, high, WORDS[int(kind)][int(not side)])
-
-
-WORDS = (("biased low", "biased high"), ("overconfident", "underconfident"))
+    return Worst(p_value, int(j), name, low, high, OF_VALUES[2 * int(kind) + int(not side)])

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sbi_dgm.diagnostics.evidence import Evidence
+from sbi_dgm.samples import NEAR
 from sbi_dgm.univariate import Array
 
 UNINFORMED = 0.1  # distance, beside that of few draws, below which a posterior is said to equal the prior
-NEAR = 0.2  # of the posterior's sd: a draw that close to an edge counts as at it
 PILED = 0.08  # share of draws at an edge where they pile up: of a uniform posterior's there are 0.06
 OFTEN = 0.5  # share of rows whose draws pile up at an edge, above which that is said
 
