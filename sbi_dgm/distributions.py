@@ -145,7 +145,7 @@ class _Curved(_Named):
 
     @abstractmethod
     def _bent(self, v: Array) -> Array:
-        """T(v)."""
+        """The curve t(v)."""
 
     @abstractmethod
     def _straight(self, t: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Atomic files: a reader sees the old content or the new, never a part, whatever kills the writer.
+"""Files: written whole, held by a lock, found by a path or a glob, and what is wrong with them told in a sentence.
 
-The content goes to a temporary name in the same folder, is flushed to the disk, and takes the final name
-by a rename, which POSIX makes atomic; then the folder itself is flushed, so that the name survives a
-power cut as well.
+A reader sees the old content or the new, never a part, whatever kills the writer: the content goes to a temporary name
+in the same folder, is flushed to the disk, and takes the final name by a rename, which POSIX makes atomic; then the
+folder itself is flushed, so that the name survives a power cut as well.
 """
 
 import errno

@@ -24,7 +24,7 @@ CERTAIN, EXTRA, CENTRE = 3, 10, 0.5  # of Zhang and Stephens's prior of b; and w
 
 
 def shape(log_weight: Array) -> float:
-    """K of S weights, given their logarithms (S,); -inf where the largest are all alike, NaN where they are too few.
+    """The shape k of weights by their logarithms (S,): -inf where the largest are alike, NaN where they are too few.
 
     >>> uniform = np.random.default_rng(0).uniform(size=100_000)
     >>> [bool(abs(shape(-k * np.log(uniform)) - k) < 0.15) for k in (0.3, 0.9)]  # of weights u^-k
@@ -44,7 +44,7 @@ def shape(log_weight: Array) -> float:
 
 
 def _shape(excess: Array) -> float:
-    """K of ascending excesses over a threshold."""
+    """The shape k of ascending excesses over a threshold."""
     n = len(excess)
     grid = 30 + int(np.sqrt(n))
     quartile = excess[max(0, int(n / 4 + 0.5) - 1)]

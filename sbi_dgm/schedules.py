@@ -50,7 +50,7 @@ class Schedule:
         raise NotImplementedError
 
     def noise(self, t: Tensor) -> Tensor:
-        """Nu = sigma / alpha."""
+        """The ratio nu = sigma / alpha."""
         return self.sigma(t) / self.alpha(t)
 
     def times(self, u: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ TABLEAUS = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4, "dop
 
 
 def finite(y: Tensor, step: int, s: Tensor) -> Tensor:
-    """Y, if it is."""
+    """The same y, or `SolverError` where a number of it is not finite."""
     good = torch.isfinite(y)
     if not bool(good.all()):
         bad = ~good.all(-1)
