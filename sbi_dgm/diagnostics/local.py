@@ -71,7 +71,7 @@ def _trained(truth: Array, draw: Array, x: Array, rng: np.random.Generator) -> N
 
 
 def _statistic(networks: Networks, theta: Array, x: Array) -> Array:
-    """T of each classifier, from draws (S, D) at one x (k,)."""
+    """The statistic t of each classifier, from draws (S, D) at one x (k,)."""
     rows = np.column_stack([theta, np.broadcast_to(x, (len(theta), len(x)))])
     given: Any = torch.as_tensor(rows, dtype=torch.float32).expand(networks.count, -1, -1)
     return (torch.sigmoid(networks.logit(given)[..., 0]) - 0.5).square().mean(1).numpy().astype(float)
