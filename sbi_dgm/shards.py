@@ -3,8 +3,7 @@
 A shard is an atomic file of a fixed number of rows whose random numbers follow from (seed, shard number) alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +18,12 @@ from sbi_dgm.parameters import Observable
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import (
     WEIGHT,
-    FailedRowsError,
     MisfitError,
     Simulator,
-    event_weight,
+    attempted,
     is_weighted,
     narrowed,
-    one_by_one,
     reason,
-    shaped,
 )
 
 SAME = ("simulator", "prior", "observables")  # of a header, in all shards of a campaign
@@ -35,7 +31,6 @@ KEPT = "The finished shards are kept; the same call again goes on."
 MESSAGE_BYTES = 120
 MESSAGE = h5py.string_dtype("utf-8", MESSAGE_BYTES)
 BLOCK_BYTES = 2**23
-Outcome = tuple[dict[str, np.ndarray], dict[int, BaseException]]  # what was given; why rows failed, by their numbers
 
 
 class Plan(NamedTuple):
@@ -92,7 +87,7 @@ def draw(plan: Plan, index: int) -> Block:
     rng = numpy_generator(plan.seed, index)
     drawn = plan.simulator.prior.draw(plan.shard_rows // plan.repeats, rng)
     theta = drawn.repeat(plan.repeats, axis=0)
-    x, errors = _outcome(plan, theta, rng, index)
+    x, errors = attempted(plan.simulator, theta, rng, lambda row: numpy_generator(plan.seed, index, row))
     x |= _narrowed(plan.simulator, x)
     errors = _not_finite(x, plan.simulator.observables) | errors
     valid = ~np.isin(np.arange(len(theta)), list(errors))
@@ -103,37 +98,6 @@ def draw(plan: Plan, index: int) -> Block:
     if plan.repeats > 1:
         block["group"] = (index * len(drawn) + np.arange(len(drawn))).repeat(plan.repeats)
     return block | {"failure": _messages(errors, len(theta))} if errors else block
-
-
-def _outcome(plan: Plan, theta: np.ndarray, rng: np.random.Generator, index: int) -> Outcome:
-    """The simulator's, for the batch; where that raises, for each row from (seed, shard, row)."""
-    simulator, rows = plan.simulator, len(theta)
-
-    def alone(row: int) -> dict[str, np.ndarray]:
-        run = partial(simulator, theta[row : row + 1], numpy_generator(plan.seed, index, row))
-        x, errors = _tried(simulator, run, 1)
-        for error in errors.values():
-            raise error
-        return {name: a[0] for name, a in x.items()}
-
-    try:
-        x, errors = _tried(simulator, partial(simulator, theta, rng), rows)
-    except (Exception, SystemExit):  # noqa: BLE001  (a simulator may raise anything; find the rows that do)
-        x, errors = _tried(simulator, partial(one_by_one, alone, rows), rows)
-    if len(errors) == rows and all(isinstance(error, MisfitError) for error in errors.values()):
-        raise DataError(f"simulator {simulator.name!r}: {reason(errors[0])}.")
-    return x, errors
-
-
-def _tried(simulator: Simulator, run: Callable[[], Any], rows: int) -> Outcome:
-    try:
-        output, errors = run(), {}
-    except FailedRowsError as some:
-        output, errors = some.x, some.errors
-    if output is None:
-        nothing = {n: np.full((rows, *o.shape), np.nan, np.float32) for n, o in simulator.observables.items()}
-        return nothing | ({WEIGHT: np.full(rows, np.nan)} if is_weighted(simulator) else {}), errors
-    return shaped(simulator.observables, output, rows) | event_weight(simulator, output, rows), errors
 
 
 def _narrowed(simulator: Simulator, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ A plug-in is one file and one line in its package's metadata, under the entry-po
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from sbi_dgm.priors import Prior
 GROUP = "sbi_dgm.simulators"
 WEIGHT = "event_weight"
 TINIEST = float(np.finfo(np.float32).tiny)
+Outcome = tuple[dict[str, np.ndarray], dict[int, BaseException]]  # what was given; why rows failed, by their numbers
 TELLING, CLOSE = 10, 2.0**-18  # rows that show whether float32 tells them apart, and how close such values lie
 
 
@@ -122,6 +124,45 @@ def event_weight(simulator: Simulator, output: Any, rows: int) -> dict[str, np.n
         raise MisfitError(f"has an observable called {WEIGHT!r}, as its weights are: call it something else")
     fitted({WEIGHT: Observable(())}, given, rows)
     return {WEIGHT: np.asarray(given[WEIGHT], np.float64)}
+
+
+def attempted(
+    simulator: Simulator, theta: np.ndarray, rng: np.random.Generator, alone: Callable[[int], np.random.Generator]
+) -> Outcome:
+    """What a simulator gives for a batch, and why rows failed, by their numbers.
+
+    Where it raises for the batch it is run for each row, with the random numbers that `alone` has for it.
+
+    Raises:
+        DataError: no row fits the observables, as no row at another theta will.
+
+    """
+    rows = len(theta)
+
+    def one(row: int) -> dict[str, np.ndarray]:
+        x, errors = _tried(simulator, partial(simulator, theta[row : row + 1], alone(row)), 1)
+        for error in errors.values():
+            raise error
+        return {name: a[0] for name, a in x.items()}
+
+    try:
+        x, errors = _tried(simulator, partial(simulator, theta, rng), rows)
+    except (Exception, SystemExit):  # noqa: BLE001  (a simulator may raise anything; find the rows that do)
+        x, errors = _tried(simulator, partial(one_by_one, one, rows), rows)
+    if len(errors) == rows and all(isinstance(error, MisfitError) for error in errors.values()):
+        raise DataError(f"simulator {simulator.name!r}: {reason(errors[0])}.")
+    return x, errors
+
+
+def _tried(simulator: Simulator, run: Callable[[], Any], rows: int) -> Outcome:
+    try:
+        output, errors = run(), {}
+    except FailedRowsError as some:
+        output, errors = some.x, some.errors
+    if output is None:
+        nothing = {n: np.full((rows, *o.shape), np.nan, np.float32) for n, o in simulator.observables.items()}
+        return nothing | ({WEIGHT: np.full(rows, np.nan)} if is_weighted(simulator) else {}), errors
+    return shaped(simulator.observables, output, rows) | event_weight(simulator, output, rows), errors
 
 
 def fitted(observables: Mapping[str, Observable], output: Any, rows: int) -> dict[str, np.ndarray]:

@@ -18,12 +18,11 @@ class Shifted:
 
     name, observables = "shifted", {"x": Observable((1,))}
 
-    def __init__(self, names: str = "ab", fails: bool = False) -> None:
-        self.prior, self.fails = Prior([Parameter(name, Normal(0, 1)) for name in names]), fails
+    def __init__(self, names: str = "ab") -> None:
+        self.prior = Prior([Parameter(name, Normal(0, 1)) for name in names])
 
     def __call__(self, theta, rng):
-        x = theta[:, :1] + rng.normal(size=(len(theta), 1))
-        return np.where(theta[:, :1] > 2, np.nan, x) if self.fails else x
+        return theta[:, :1] + rng.normal(size=(len(theta), 1))
 
 
 def evidence(shift: float = 0.0, width: float = 1.0, seed: int = 0, other: float = 0.0) -> Evidence:
@@ -73,7 +72,7 @@ def test_noise_is_added_to_the_replications():
     assert found.x.min() > 90
 
 
-def test_other_parameters_and_failed_rows_are_refused():
+def test_other_parameters_are_refused():
     with pytest.raises(OptionError, match="shifted has the parameters a, c: they need a posterior of all of them"):
         predicted(evidence(), Shifted("ac"), None, np.random.default_rng(0))
     wider = evidence()._replace(x={"y": np.zeros((400, 2))})
@@ -81,17 +80,46 @@ def test_other_parameters_and_failed_rows_are_refused():
         OptionError, match=r"shifted simulates \{'x': \(1,\)\}, and the simulations are of \{'y': \(2,\)\}"
     ):
         predicted(wider, Shifted(), None, np.random.default_rng(0))
-    with pytest.raises(DataError, match=r"shifted failed at \d+ of 4200 draws of the posterior, first at \["):
-        predicted(evidence(), Shifted(fails=True), None, np.random.default_rng(0))
 
 
-def test_a_simulator_that_raises_is_named():
-    class Raises(Shifted):
-        def __call__(self, theta, rng):
+class Failing(Shifted):
+    """NaN, or an exception, at so many sd."""
+
+    def __init__(self, limit: float, raises: bool) -> None:
+        super().__init__()
+        self.limit, self.raises = limit, raises
+
+    def __call__(self, theta, rng):
+        fails = theta[:, 0] > self.limit
+        if self.raises and fails.any():
             raise ValueError("boom")
+        return np.where(fails[:, None], np.nan, super().__call__(theta, rng))
 
-    with pytest.raises(DataError, match=r"shifted failed at draws of the posterior: .*boom"):
-        predicted(evidence(), Raises(), None, np.random.default_rng(0))
+
+@pytest.mark.parametrize(("raises", "why"), [(False, "a number that is not finite"), (True, "ValueError: boom")])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_with_a_failed_draw_are_left_out_and_the_others_rank_as_they_should(raises, why, seed):
+    """A row is left out for its truth or for a draw alike: what were a row's truths alone would tilt the ranks."""
+    rng = np.random.default_rng(seed)
+    what = predicted(evidence(seed=seed), Failing(2.0, raises), None, rng)
+    assert 100 < len(what.rows) < ROWS
+    assert len(what.rows) == len(what.x) == len(what.components)
+    assert np.isfinite(what.x).all()
+    assert "draws of the posterior, first at [" in what.failed
+    assert why in what.failed
+    first = next(iter(checks.of_replications(what.components, rng).values()))
+    assert first.test(0.01).shape == "calibrated"
+
+
+def test_nothing_that_failed_is_nothing_to_tell():
+    assert predicted(evidence(), Failing(9.0, False), None, np.random.default_rng(0)).failed == ""
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(
+        DataError, match=r"shifted failed at \d+ of 4200 draws .*boom.*: 0 rows are left, and 20 are needed"
+    ):
+        predicted(evidence(), Failing(-9.0, True), None, np.random.default_rng(0))
 
 
 def test_calibrate_counts_them_among_its_checks():
@@ -118,3 +146,6 @@ def test_calibrate_counts_them_among_its_checks():
     assert without.predictions == {}
     assert report.predictions.keys() == {f"replication, component {k + 1}" for k in range(len(report.predictions))}
     assert report.tests == without.tests + len(report.predictions)
+    partly = sbi_dgm.calibrate(Exact(), data, simulator=Failing(2.0, False), draws=50, progress=False)
+    assert any("shifted failed at" in warning for warning in partly.warnings)
+    assert partly.calibrated

@@ -41,6 +41,14 @@ class Grounds(NamedTuple):
     local: Local | None = None
 
     @property
+    def failed(self) -> list[str]:
+        """What a reader should know of simulations that failed."""
+        why = "" if self.predicted is None else self.predicted.failed
+        return [f"{why}: predictive checks go without those rows, the posterior may lie where none can be made"] * bool(
+            why
+        )
+
+    @property
     def replicated(self) -> list[str]:
         """Names of the predictive checks."""
         count = 0 if self.predicted is None else self.predicted.components.shape[-1]
@@ -158,7 +166,7 @@ def findings(grounds: Grounds, prior: Prior | None, unit: str, repaired: dict[st
         visible=visible(len(evidence.theta), LEVEL / tests / 3)._asdict(),
         coverage={f"{p:.0%}": float((grounds.checks[REGIONS].ranks <= p).mean()) for p in (0.5, 0.68, 0.9, 0.95)},
         repaired=repaired,
-        warnings=warned(learned, evidence.draws.shape[1]),
+        warnings=[*warned(learned, evidence.draws.shape[1]), *grounds.failed],
         local=local_p,
         grounds=grounds,
     )

@@ -5,6 +5,9 @@ the same truth, and x^s ~ p(x' | theta^s) with theta^s ~ q(theta | x), are excha
 so that any number made of x' ranks uniformly among the same of the x^s. Unlike ranks of parameters this judges the
 posterior where it matters to data: what is wrong in it and changes no prediction is passed over.
 
+Where the simulator fails at any of the truth and the draws of a row, that row is left out: all of them count alike, so
+that those of the others stay exchangeable.
+
 The numbers are the leading principal components of all simulated x, scaled alike (`sbi_dgm.diagnostics.tarp.features`).
 """
 
@@ -18,12 +21,12 @@ from sbi_dgm.data.columns import usable_rows
 from sbi_dgm.diagnostics import tarp
 from sbi_dgm.diagnostics.bins import principal
 from sbi_dgm.diagnostics.evidence import Evidence, side_by_side
-from sbi_dgm.errors import DataError, OptionError, SbiError
+from sbi_dgm.errors import DataError, OptionError
 from sbi_dgm.heldout import noised
-from sbi_dgm.simulator import Simulator, fitted, is_weighted, reason
+from sbi_dgm.simulator import Simulator, attempted, is_weighted, narrowed, reason
 from sbi_dgm.univariate import Array
 
-ROWS, REPLICATIONS = 200, 20
+ROWS, FEWEST, REPLICATIONS = 200, 20, 20
 
 
 class Predicted(NamedTuple):
@@ -31,12 +34,14 @@ class Predicted(NamedTuple):
 
     Attributes:
         rows: (R',), their numbers.
+        failed: why others are left out, in a sentence; empty where none is.
         x: (R', 1 + S', C), all numbers of x side by side.
         components: (R', 1 + S', k), the principal ones.
 
     """
 
     rows: np.ndarray
+    failed: str
     x: Array
     components: Array
 
@@ -46,7 +51,7 @@ def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng
 
     Raises:
         OptionError: the simulator has other parameters or observables, or its events are weighted.
-        DataError: it failed, or gave numbers that are not finite.
+        DataError: it failed, or gave numbers that are not finite, so that fewer than `FEWEST` rows are left.
 
     """
     order = _columns(evidence.names, simulator)
@@ -56,19 +61,28 @@ def predicted(evidence: Evidence, simulator: Simulator, noise: Noise | None, rng
     rows = np.sort(rng.permutation(len(evidence.theta))[:ROWS])
     theta = np.concatenate([evidence.theta[rows, None], evidence.draws[rows, :REPLICATIONS]], axis=1)[..., order]
     flat = theta.reshape(-1, theta.shape[-1])
-    try:
-        drawn = simulator(flat, rng)
-    except SbiError:
-        raise
-    except Exception as error:
-        raise DataError(f"{simulator.name} failed at draws of the posterior: {reason(error)}.") from error
-    x = fitted(simulator.observables, drawn, len(flat))
+    drawn, errors = attempted(simulator, flat, rng, lambda _: rng.spawn(1)[0])
+    x = narrowed(drawn)
     if noise is not None:
         x = noised(x, flat, noise, int(rng.integers(2**62)))
-    _require_finite(x, flat, simulator)
-    numbers = side_by_side(x)
+    good = np.all([usable_rows(a, simulator.observables[name].optional) for name, a in x.items()], axis=0)
+    good[list(errors)] = False
+    failed, kept = _failed(simulator, flat, good, errors), good.reshape(theta.shape[:2]).all(1)
+    if kept.sum() < FEWEST:
+        raise DataError(f"{failed}: {kept.sum()} rows are left, and {FEWEST} are needed; leave out simulator.")
+    numbers = side_by_side({name: a[kept.repeat(theta.shape[1])] for name, a in x.items()})
     components = principal(tarp.features(numbers))
-    return Predicted(rows, numbers.reshape(*theta.shape[:2], -1), components.reshape(*theta.shape[:2], -1))
+    shape = kept.sum(), theta.shape[1], -1
+    return Predicted(rows[kept], failed, numbers.reshape(shape), components.reshape(shape))
+
+
+def _failed(simulator: Simulator, theta: Array, good: np.ndarray, errors: Mapping[int, BaseException]) -> str:
+    """A sentence on what failed; empty where nothing did."""
+    for first in np.flatnonzero(~good)[:1]:
+        why = f" ({reason(errors[first])})" if first in errors else " (a number that is not finite)"
+        at = np.array2string(theta[first], precision=4)
+        return f"{simulator.name} failed at {(~good).sum()} of {len(good)} draws of the posterior, first at {at}{why}"
+    return ""
 
 
 def _columns(names: Sequence[str], simulator: Simulator) -> list[int]:
@@ -87,14 +101,4 @@ def _require_shapes(x: Mapping[str, np.ndarray], simulator: Simulator) -> None:
     if sorted(seen.values()) != sorted(given.values()):
         raise OptionError(
             f"{simulator.name} simulates {given}, and the simulations are of {seen}: it did not make them."
-        )
-
-
-def _require_finite(x: Mapping[str, np.ndarray], theta: Array, simulator: Simulator) -> None:
-    good = np.all([usable_rows(a, simulator.observables[name].optional) for name, a in x.items()], axis=0)
-    bad = np.flatnonzero(~good)
-    if len(bad):
-        raise DataError(
-            f"{simulator.name} failed at {len(bad)} of {len(theta)} draws of the posterior, first at "
-            f"{np.array2string(theta[bad[0]], precision=4)}: predictive checks need all of them; leave out simulator."
         )
