@@ -7,37 +7,27 @@ In the prior's coordinates z the prior is N(0, I), and the posterior is pi(z) = 
    of the particles effective; they are resampled, then moved by Metropolis steps along differences of two others
    (ter Braak 2006, doi:10.1007/s11222-006-8769-1). Where this is rough, what follows is not biased by it; but a
    mode that neither the particles nor the prior's share of the proposals ever hit is lost unnoticed.
-2. *The proposal* q is 95 % a mixture of Student's t fitted to weighted points, with skirts twice as wide, and 5 % of
-   the prior, which keeps the weights below 20 L. With weights w_i and responsibilities rho_ik, expectation
-   maximisation is
-
-   .. math::
-       u_{ik} = \frac{\nu + D}{\nu + (z_i - \mu_k)^T \Sigma_k^{-1} (z_i - \mu_k)}, \quad
-       \mu_k = \frac{\sum_i w_i \rho_{ik} u_{ik} z_i}{\sum_i w_i \rho_{ik} u_{ik}}, \quad
-       \Sigma_k = \frac{\sum_i w_i \rho_{ik} u_{ik} (z_i - \mu_k)(z_i - \mu_k)^T}{\sum_i w_i \rho_{ik}}
-
-   (Peel and McLachlan 2000, doi:10.1023/A:1008981510081). Fitting to the last round's weighted proposals lowers
-   KL(pi | q): population Monte Carlo (Cappe et al. 2004, doi:10.1198/106186004X12803; 2008, arXiv:0710.4242).
-3. *Weights* w_i = L(z_i) N(z_i) / q(z_i) of many proposals give the evidence Z = mean of w, and the effective size
-   (sum w)^2 / sum w^2 (Kong 1992).
-4. *Draws* are n different proposals, i among them with probability n w_i / sum w, by systematic sampling in random
-   order (Madow 1949, doi:10.1214/aoms/1177729988). Drawing one after another without replacement, in contrast, is
-   biased towards small weights. Where n w_i / sum w > 1 it is cut to 1: the mass lost so is told, and bounded.
+2. *The proposal* q is 95 % a mixture of Student's t fitted to weighted points (`sbi_dgm.mixtures`), and 5 % the
+   prior, which keeps the weights below 20 L. Fitting to the last round's weighted proposals lowers KL(pi | q):
+   population Monte Carlo (Cappe et al. 2004, doi:10.1198/106186004X12803; 2008, arXiv:0710.4242).
+3. *Weights* w_i = L(z_i) N(z_i) / q(z_i) of many proposals give the evidence Z = mean of w, and the effective size.
+4. *Draws* are n different proposals, i among them with probability n w_i / sum w (`sbi_dgm.resampling`). Where that
+   is above 1 it is cut to 1: the mass lost so is told, and bounded.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 
 from sbi_dgm.errors import ObservationError
+from sbi_dgm.mixtures import COMPONENTS, Mixture, fit_mixture
 from sbi_dgm.priors import Prior
+from sbi_dgm.resampling import distinct, effective_size, largest_power, relative, systematic
 from sbi_dgm.univariate import EDGE, Array, standard_normal_log_prob
 
 PARTICLES, MOVES, STAGES = 1000, 8, 200  # of the tempering
-TAIL, SHARE_OF_PRIOR, SHARE_OF_SKIRTS = 8.0, 0.05, 0.05  # nu, and shares of the proposal that guard its tails
-COMPONENTS, ITERATIONS, FITTED = (1, 2, 4, 8, 16), 30, 20_000  # of the mixture, its fit, and points that it takes
+SHARE_OF_PRIOR = 0.05  # of the proposal: it guards the tails
 PROPOSALS, FEWEST, ROUNDS = 14, 4000, 3  # for each draw, at least, and how often at most
 PILOTS, PILOT = 2, 6000  # rounds that adapt the proposal, and their proposals
 CAPPED = 1e-3  # the largest share of the posterior that may be cut from weights above 1 / n
@@ -125,44 +115,14 @@ def _require_within(z: Array, x: Array) -> None:
         )
 
 
-def effective_size(weight: Array) -> float:
-    """(sum w)^2 / sum w^2, the number of equal weights that are as good.
-
-    >>> effective_size(np.array([1.0, 1.0, 0.0]))
-    2.0
-    """
-    return float(weight.sum() ** 2 / (weight**2).sum())
-
-
-def _relative(log_weight: Array) -> Array:
-    """Weights, the largest of which is one."""
-    return np.exp(log_weight - max(log_weight.max(), -1e300))
-
-
-def distinct(log_weight: Array, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n different rows of N weights, row i with probability n w_i / sum w, or 1 where that is more."""
-    chance = n * np.exp(log_weight - np.logaddexp.reduce(log_weight))
-    while (chance > 1 + 1e-9).any():
-        sure = chance >= 1
-        chance = np.where(sure, 1.0, chance * (n - sure.sum()) / chance[~sure].sum())
-    return rng.permutation(systematic(chance, n, rng))
-
-
-def systematic(weight: Array, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n rows of N weights in random order, row i as often as one of n w_i / sum w's two neighbouring integers."""
-    order = rng.permutation(len(weight))
-    edges = np.cumsum(weight[order])
-    return order[np.searchsorted(edges, edges[-1] * (np.arange(n) + rng.random()) / n, side="right")]
-
-
 def _judge(log_weight: Array, n: int) -> Record:
-    size, total, effective = len(log_weight), np.logaddexp.reduce(log_weight), effective_size(_relative(log_weight))
+    size, total, effective = len(log_weight), np.logaddexp.reduce(log_weight), effective_size(relative(log_weight))
     error = np.sqrt(max(1 / effective - 1 / size, 0))
     capped = np.maximum(np.exp(log_weight - total) - 1 / n, 0).sum()
     return Record(effective, size, float(total - np.log(size)), float(error), float(capped))
 
 
-def _weighted(f: Function, mixture: "Mixture", n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def _weighted(f: Function, mixture: Mixture, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """n proposals (n, D), one in twenty from the prior, and the logarithms (n,) of their weights."""
     few = int(np.ceil(SHARE_OF_PRIOR * n))
     z = np.concatenate([mixture.sample(n - few, rng), rng.standard_normal((few, mixture.mean.shape[1]))])
@@ -186,16 +146,13 @@ def _in_coordinates(log_likelihood: Callable[[Array, Array], Array], prior: Prio
     return at
 
 
-# Tempering
-
-
 def _temper(log_likelihood: Function, dimension: int, x: Array, rng: np.random.Generator) -> Array:
     """Particles (P, D) near the posterior."""
     z, value, power = *_possible(log_likelihood, dimension, x, rng), 0.0
     for _ in range(STAGES):
-        step = _largest_power(value, 1 - power, len(z) / 2)
+        step = largest_power(value, 1 - power, len(z) / 2)
         power += step
-        rows = systematic(_relative(step * value), len(z), rng)
+        rows = systematic(relative(step * value), len(z), rng)
         z, value = _move(z[rows], value[rows], power, log_likelihood, rng)
         if power >= 1:
             return z
@@ -218,17 +175,6 @@ def _possible(log_likelihood: Function, dimension: int, x: Array, rng: np.random
     )
 
 
-def _largest_power(log_weight: Array, most: float, effective: float) -> float:
-    """The largest power, at most `most`, of finite weights that leaves the effective size, by bisection."""
-    if effective_size(_relative(most * log_weight)) >= effective:
-        return most
-    low, high = 0.0, most
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if effective_size(_relative(middle * log_weight)) >= effective else (low, middle)
-    return high
-
-
 def _move(
     z: Array, value: Array, power: float, log_likelihood: Function, rng: np.random.Generator
 ) -> tuple[Array, Array]:
@@ -247,107 +193,3 @@ def _move(
         if accepted >= 1:
             break
     return z, value
-
-
-# Proposals
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """K Student's t of nu = 8 degrees of freedom in D dimensions.
-
-    Args:
-        share: (K,), summing to one.
-        mean: (K, D).
-        factor: (K, D, D), Cholesky factors of the scale matrices.
-
-    """
-
-    share: Array
-    mean: Array
-    factor: Array
-
-    def sample(self, n: int, rng: np.random.Generator) -> Array:
-        """n draws (n, D), component after component."""
-        noise = rng.standard_normal((n, self.mean.shape[1])) * np.sqrt(TAIL / rng.chisquare(TAIL, n))[:, None]
-        ends = np.cumsum(rng.multinomial(n, self.share))[:-1]
-        parts = zip(self.mean, self.factor, np.split(noise, ends), strict=True)
-        return np.concatenate([m + e @ f.T for m, f, e in parts])
-
-    def parts(self, z: Array) -> tuple[Array, Array]:
-        """ln of share times density, and the squared distance, under each component: (n, D) -> two of (K, n)."""
-        d = z.shape[1]
-        away = [
-            scipy.linalg.solve_triangular(f, (z - m).T, lower=True) for m, f in zip(self.mean, self.factor, strict=True)
-        ]
-        distance = np.stack([(a**2).sum(0) for a in away])
-        norm = scipy.special.gammaln((TAIL + d) / 2) - scipy.special.gammaln(TAIL / 2) - d / 2 * np.log(TAIL * np.pi)
-        volume = np.log(np.diagonal(self.factor, axis1=1, axis2=2)).sum(1)
-        log_density = norm - volume[:, None] - (TAIL + d) / 2 * np.log1p(distance / TAIL)
-        return np.log(self.share)[:, None] + log_density, distance
-
-    def log_prob(self, z: Array) -> Array:
-        """ln of the density: (n, D) -> (n,)."""
-        return np.logaddexp.reduce(self.parts(z)[0], axis=0)
-
-
-def fit_mixture(z: Array, log_weight: Array, rng: np.random.Generator) -> Mixture:
-    """The mixture fitted to points (N, D) whose weights' logarithms (N,) are given, of 1, 2, 4, 8 or 16 components.
-
-    Their number is doubled while that raises the likelihood of the half of the points that they are not fitted to.
-    Weights of which too few are effective are flattened first, by a power below one (Koblents and Miguez 2015,
-    Statistics and Computing 25, 407).
-    """
-    rows = rng.permutation(np.flatnonzero(np.isfinite(log_weight)))[:FITTED]
-    if len(rows) < (enough := 40 * (z.shape[1] + 1)):
-        raise ObservationError(f"only {len(rows)} of {len(z)} proposals have a posterior above zero: check x.")
-    z, log_weight = z[rows], log_weight[rows]
-    weight = _relative(_largest_power(log_weight, 1.0, enough) * log_weight)
-    number, best = 1, -np.inf
-    for k in COMPONENTS:
-        score = weight[1::2] @ _maximise(z[::2], weight[::2], k, rng).log_prob(z[1::2])
-        if score <= best:
-            break
-        number, best = k, score
-    return _with_skirts(_maximise(z, weight, number, rng))
-
-
-def _with_skirts(m: Mixture) -> Mixture:
-    """A share of each component is twice as wide: a guard between the mixture and the prior against large weights."""
-    share = np.concatenate([(1 - SHARE_OF_SKIRTS) * m.share, SHARE_OF_SKIRTS * m.share])
-    return Mixture(share, np.concatenate([m.mean, m.mean]), np.concatenate([m.factor, 2 * m.factor]))
-
-
-def _maximise(z: Array, weight: Array, components: int, rng: np.random.Generator) -> Mixture:
-    """Expectation maximisation, from the cells around distant points."""
-    owner = _nearest(z, weight, components, rng)
-    mixture = _updated(z, weight, (owner == np.arange(components)[:, None]).astype(float), np.ones(owner.shape))
-    for _ in range(ITERATIONS if components > 1 else ITERATIONS // 3):
-        part, distance = mixture.parts(z)
-        responsibility = np.exp(part - np.logaddexp.reduce(part, axis=0))
-        mixture = _updated(z, weight, responsibility, (TAIL + z.shape[1]) / (TAIL + distance))
-    return mixture
-
-
-def _nearest(z: Array, weight: Array, components: int, rng: np.random.Generator) -> np.ndarray:
-    """The nearest (N,) of K points that lie far from each other: drawn by their squared distance to those before."""
-    mean = np.average(z, axis=0, weights=weight)
-    white = (z - mean) / np.sqrt(np.average((z - mean) ** 2, axis=0, weights=weight))
-    distance = np.empty((components, len(z)))
-    for k in range(components):
-        chance = weight * (distance[:k].min(0) if k else 1.0)
-        distance[k] = ((white - white[rng.choice(len(z), p=chance / chance.sum())]) ** 2).sum(-1)
-    return distance.argmin(0)
-
-
-def _updated(z: Array, weight: Array, responsibility: Array, u: Array) -> Mixture:
-    """The formulas of the module; components with too few effective points for a scale matrix are dropped."""
-    d, mass = z.shape[1], responsibility @ weight
-    keep = (mass / weight.sum() * effective_size(weight) > d + 1) | (mass == mass.max())
-    mass, responsibility = mass[keep], responsibility[keep] * weight
-    pull = responsibility * np.broadcast_to(u, keep.shape + u.shape[-1:])[keep]
-    mean = pull @ z / pull.sum(1, keepdims=True)
-    away = z - mean[:, None]
-    scale = np.swapaxes(pull[..., None] * away, 1, 2) @ away / mass[:, None, None]
-    ridge = 1e-9 * np.diag(np.average((z - z.mean(0)) ** 2, axis=0, weights=weight))
-    return Mixture(mass / mass.sum(), mean, np.linalg.cholesky(scale + ridge))

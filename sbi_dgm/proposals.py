@@ -6,7 +6,8 @@ The formula is that of `sbi_dgm.refinement`.
 import numpy as np
 
 from sbi_dgm import pooling
-from sbi_dgm.importance import FITTED, SHARE_OF_PRIOR, Mixture, fit_mixture
+from sbi_dgm.importance import SHARE_OF_PRIOR
+from sbi_dgm.mixtures import FITTED, Mixture, fit_mixture
 from sbi_dgm.priors import Prior
 from sbi_dgm.univariate import EDGE, Array
 

@@ -1,7 +1,7 @@
 r"""Importance refinement: a posterior that is nearly right, made right by a likelihood, without MCMC.
 
 Proposals come from an amortized posterior q, a twentieth of them from the prior p, and, after the first block, half of
-them from a mixture t of Student's t that is fitted to the weighted proposals so far (`sbi_dgm.importance`), in the
+them from a mixture t of Student's t that is fitted to the weighted proposals so far (`sbi_dgm.mixtures`), in the
 prior's coordinates. Each is weighed by all that it might have come from, in the shares of the whole:
 
 .. math::
@@ -34,11 +34,11 @@ from numpy.typing import ArrayLike
 from sbi_dgm import pareto, pooling
 from sbi_dgm.data.observed import parameters_of, stacked
 from sbi_dgm.errors import ObservationError, OptionError
-from sbi_dgm.importance import effective_size, systematic
 from sbi_dgm.kinds import floats, is_a, number, whole
 from sbi_dgm.priors import Prior
 from sbi_dgm.progress import Bar
 from sbi_dgm.proposals import BLOCK, Proposals
+from sbi_dgm.resampling import effective_size, relative, systematic
 from sbi_dgm.samples import Samples
 from sbi_dgm.seeds import fresh, numpy_generator
 from sbi_dgm.simulator import Simulator
@@ -107,7 +107,7 @@ class Weighted:
     @property
     def effective(self) -> float:
         """(sum w)^2 / sum w^2: equal weights that would be as good."""
-        return effective_size(np.exp(self.log_weight - self.log_weight.max()))
+        return effective_size(relative(self.log_weight))
 
     @property
     def log_constant(self) -> float:
@@ -165,7 +165,7 @@ class Weighted:
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """n proposals (n, D) in proportion to their weights, and the ln of their density (n,)."""
-        rows = systematic(np.exp(self.log_weight - self.log_weight.max()), n, rng)
+        rows = systematic(relative(self.log_weight), n, rng)
         return self.theta[rows], self.log_target[rows] - self.log_constant
 
 

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; within a floor, a file may import those to its left
     (
         "errors kinds files sealed seeds progress options gaussian networks conditioners splines schedules"
-        " solvers univariate distributions coordinates parameters priors importance pareto simulator command"
+        " solvers univariate distributions coordinates parameters priors resampling mixtures importance"
+        " pareto simulator command"
     ),
     (
         "data.columns data.tables data.places data.sink data.sums data.frame data.format data.given data.splits"

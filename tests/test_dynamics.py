@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.integrate import solve_ivp
 from scipy.special import expit
 
-from sbi_dgm import importance
+from sbi_dgm import importance, mixtures
 from sbi_dgm.distributions import LogNormal
 from sbi_dgm.errors import ObservationError
 from sbi_dgm.importance import posterior_draws
@@ -289,8 +289,9 @@ def test_published_spikes_have_the_published_statistics():
 @pytest.fixture
 def small(monkeypatch):
     """Fewer particles and proposals: as exact for few draws, and quicker."""
-    for name, value in {"PARTICLES": 500, "PILOT": 1500, "PILOTS": 1, "FEWEST": 1500, "COMPONENTS": (1, 4)}.items():
+    for name, value in {"PARTICLES": 500, "PILOT": 1500, "PILOTS": 1, "FEWEST": 1500}.items():
         monkeypatch.setattr(importance, name, value)
+    monkeypatch.setattr(mixtures, "COMPONENTS", (1, 4))
 
 
 def check_calibration(task, xs, thetas, draws=50):

@@ -7,9 +7,11 @@ from scipy import stats
 from sbi_dgm import importance
 from sbi_dgm.distributions import LogNormal, Normal, Uniform
 from sbi_dgm.errors import ObservationError
-from sbi_dgm.importance import distinct, effective_size, fit_mixture, posterior_draws, systematic
+from sbi_dgm.importance import posterior_draws
+from sbi_dgm.mixtures import fit_mixture
 from sbi_dgm.parameters import Parameter
 from sbi_dgm.priors import MultivariateNormal, Prior
+from sbi_dgm.resampling import distinct, effective_size, systematic
 
 N = 2000
 X = np.zeros(1)
