@@ -21,7 +21,8 @@ from typing import Any
 
 from sbi_dgm import shards
 from sbi_dgm import simulator as simulators
-from sbi_dgm.data import format as layout
+from sbi_dgm.data import native
+from sbi_dgm.data.columns import blocks
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import FileError, OptionError, SbiError
 from sbi_dgm.executors import ended, engine, require_picklable, require_timeout
@@ -112,7 +113,7 @@ def _write(out: Path, kept: int, n: int, plan: Plan, folder: Path, numbers: rang
     parts += [Part(shard(folder, i), min(plan.shard_rows, n - i * plan.shard_rows)) for i in numbers]
     try:
         with _disk():
-            layout.write(out, plan.header(), n, shards.joined(parts))
+            native.write(out, plan.header(), n, shards.joined(parts))
     except NoSuccessError:
         shutil.rmtree(folder)
         raise
@@ -156,7 +157,7 @@ def _prepare(out: Path, folder: Path, plan: Plan, n: int, overwrite: bool) -> in
 
 
 def _kept(out: Path, folder: Path, plan: Plan, n: int) -> int:
-    _require_same(out, plan.header().attributes(), layout.read(out)[0].attributes())
+    _require_same(out, plan.header().attributes(), native.read(out)[0].attributes())
     done = Simulations.open(out, prior=plan.simulator.prior)
     if len(done) >= n:
         if not any(int(p.stem) * plan.shard_rows >= len(done) for p in folder.glob("[0-9]*.h5")):
@@ -234,7 +235,7 @@ def _tell_failures(data: Simulations, path: Path) -> None:
         return
     counts, example = Counter[str](), dict[str, str]()
     column = {name: c for name, c in data.columns.items() if name == "failure"}
-    for block in layout.blocks(column, 0, len(data)) if column else []:
+    for block in blocks(column, 0, len(data)) if column else []:
         for message in block["failure"][block["failure"] != b""]:
             kind = re.sub(r"[-+.\d]*\d", "#", message.decode())
             counts[kind] += 1

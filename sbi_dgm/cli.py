@@ -102,7 +102,7 @@ def _told(record: dict[str, Any], folder: str) -> None:
 def _opened(a: argparse.Namespace, known: dict[str, Any] | None = None) -> Any:
     """The simulations that the arguments name; `known` is the layout to go by where they say none."""
     from sbi_dgm.config import layout
-    from sbi_dgm.data.format import is_ours
+    from sbi_dgm.data.native import is_ours
     from sbi_dgm.data.simulations import Simulations
     from sbi_dgm.files import matching
 

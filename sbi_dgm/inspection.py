@@ -10,8 +10,8 @@ import h5py
 from sbi_dgm import artifact
 from sbi_dgm.data.columns import ARRAYS
 from sbi_dgm.data.foreign import UNREADABLE
-from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.guess import command, guess, neighbours, tree
+from sbi_dgm.data.native import is_ours
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.tables import SUFFIXES
 from sbi_dgm.errors import FileError, first_line

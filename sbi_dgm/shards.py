@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from sbi_dgm.data import format as layout
-from sbi_dgm.data.columns import absent_rows
-from sbi_dgm.data.format import Block, Header
+from sbi_dgm.data import native
+from sbi_dgm.data.columns import absent_rows, blocks
+from sbi_dgm.data.native import Block, Header
 from sbi_dgm.errors import DataError, FileError
 from sbi_dgm.parameters import Observable
 from sbi_dgm.seeds import numpy_generator
@@ -76,7 +76,7 @@ def fill(plan: Plan, index: int, folder: Path) -> int:
         raise FileError(f"{folder} is not there for a worker: all workers must share the file system that it lies on.")
     block = draw(plan, index)
     try:
-        layout.write(shard(folder, index), plan.header(), plan.shard_rows, [block])
+        native.write(shard(folder, index), plan.header(), plan.shard_rows, [block])
     except FileError as error:
         raise FileError(f"{plan.rows(index)}: {error} {KEPT}") from None
     return int((block["valid"] == 0).sum())
@@ -141,7 +141,7 @@ def _messages(errors: dict[int, BaseException], rows: int) -> np.ndarray:
 def whole(path: Path, plan: Plan) -> bool:
     """Whether a shard is of the plan and can be read, every checksum included."""
     try:
-        header, columns = layout.read(path)
+        header, columns = native.read(path)
         found, wanted = header.attributes(), plan.header().attributes()
         same = all(found.get(key) == wanted[key] for key in SAME)
         return same and all(len(column[:]) == plan.shard_rows for column in columns.values())
@@ -161,7 +161,7 @@ class Part(NamedTuple):
 
     def columns(self) -> dict[str, Any]:
         """Its columns, on the disk."""
-        return dict(layout.read(self.path)[1])
+        return dict(native.read(self.path)[1])
 
 
 def joined(parts: list[Part]) -> Iterator[Block]:
@@ -178,7 +178,7 @@ def joined(parts: list[Part]) -> Iterator[Block]:
     dtypes = _dtypes(parts)
     waiting, size = [], 0
     for part in parts:
-        for block in layout.blocks(part.columns(), 0, part.rows):
+        for block in blocks(part.columns(), 0, part.rows):
             waiting.append({name: _typed(part, block, name, dtype) for name, dtype in dtypes.items()})
             size += sum(a.nbytes for a in waiting[-1].values())
             if size >= BLOCK_BYTES:

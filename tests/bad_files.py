@@ -8,7 +8,7 @@ import torch
 from command_toys import command
 from safetensors.torch import save_file
 
-from sbi_dgm.data import format as layout
+from sbi_dgm.data import native
 
 TINY = ["--set", "training.max_rounds=2", "--set", "estimator.transforms=1", "--set", "estimator.hidden=8"]
 MODEL = "run/posterior.safetensors"
@@ -49,17 +49,17 @@ def simulations(folder):
         "failed": ("sims", "valid", slice(40, 300), 0),
         "outside": ("supernovae", "theta", (41, 0), 0.75),
     }.items():
-        header, columns = layout.read(folder / f"{source}.h5")
+        header, columns = native.read(folder / f"{source}.h5")
         numbers = {name: column[:] for name, column in columns.items()}
         numbers[dataset][place] = value
-        layout.write(folder / f"{name}.h5", header, 300, [numbers])
+        native.write(folder / f"{name}.h5", header, 300, [numbers])
     raw = (folder / "sims.h5").read_bytes()
     (folder / "cut.h5").write_bytes(raw[: len(raw) // 2])
     (folder / "flipped.h5").write_bytes(flip(raw, chunk(folder / "sims.h5", "theta") + 100))
     (folder / "text.h5").write_text("omega_m, w0\n0.3, -1\n")
     (folder / "empty.h5").write_bytes(b"")
-    header, columns = layout.read(folder / "sims.h5")
-    layout.write(folder / "few.h5", header, 49, [{name: column[:49] for name, column in columns.items()}])
+    header, columns = native.read(folder / "sims.h5")
+    native.write(folder / "few.h5", header, 49, [{name: column[:49] for name, column in columns.items()}])
 
 
 def replace(file, name, values):

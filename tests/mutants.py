@@ -19,7 +19,7 @@ import numpy as np
 
 from sbi_dgm import Normal, Parameter, Prior, Simulations, Uniform
 from sbi_dgm.cli import main
-from sbi_dgm.data import format as native
+from sbi_dgm.data import native
 from sbi_dgm.errors import SbiError
 
 ROWS = 120

@@ -64,7 +64,7 @@ def test_shards_left_behind_are_used_where_whole_and_redone_where_not(tmp_path, 
 
 def test_a_campaign_stopped_while_it_joins_its_shards_runs_none_of_them_again(tmp_path, monkeypatch):
     run(tmp_path / "whole.h5")
-    write = campaign.layout.write
+    write = campaign.native.write
 
     def stop(path, *rest):
         if path == tmp_path / "a.h5":
@@ -72,7 +72,7 @@ def test_a_campaign_stopped_while_it_joins_its_shards_runs_none_of_them_again(tm
         write(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(campaign.layout, "write", stop)
+        patch.setattr(campaign.native, "write", stop)
         interrupted(tmp_path / "a.h5", 9)
     run(tmp_path / "a.h5", simulator=Interrupted(0))
     assert content(tmp_path / "a.h5") == content(tmp_path / "whole.h5")

@@ -14,8 +14,7 @@ from test_malformed import DEEP, LONG, VALUES, changed, places, refused
 from training_toys import simulations
 
 import sbi_dgm
-from sbi_dgm.data import format as layout
-from sbi_dgm.data import frame
+from sbi_dgm.data import frame, native
 from sbi_dgm.diagnostics import evidence
 from sbi_dgm.errors import FileError
 from sbi_dgm.samples import Samples
@@ -105,7 +104,7 @@ def described(path, change):
     """The attributes changed, and signed again."""
     with edited(path) as file:
         change(file.attrs)
-        file.attrs["sha256"] = layout._hash({key: layout._plain(value) for key, value in file.attrs.items()})
+        file.attrs["sha256"] = native._hash({key: native._plain(value) for key, value in file.attrs.items()})
 
 
 @pytest.mark.parametrize("value", [None, 3, 1.5, "x", "[]", "{}", "null", DEEP, LONG], ids=lambda v: str(v)[:9])

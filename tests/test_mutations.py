@@ -13,8 +13,7 @@ import pytest
 from mutants import foreign_file, native_file
 
 from sbi_dgm import Simulations
-from sbi_dgm.data import format as native
-from sbi_dgm.data import frame, sums
+from sbi_dgm.data import frame, native, sums
 from sbi_dgm.errors import DataError, FileError
 
 NATIVE, FOREIGN = range(120), range(120)

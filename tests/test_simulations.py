@@ -12,7 +12,7 @@ import pytest
 
 import sbi_dgm
 from sbi_dgm import Normal, Observable, Parameter, Prior, Simulations, SplitRule, Uniform
-from sbi_dgm.data import format as native
+from sbi_dgm.data import native
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, SbiError
 
 PRIOR = Prior([Parameter("a", Uniform(0, 1)), Parameter("b", Normal(0, 1))])

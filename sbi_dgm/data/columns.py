@@ -95,7 +95,7 @@ class Stored:
         whole = dataset.dtype if field is None else dataset.dtype[field]
         inner = () if whole.subdtype is None else whole.subdtype[1]
         self.shape: tuple[int, ...] = (*(dataset.shape or ()), *inner)
-        self.dtype: np.dtype = native(whole.base)
+        self.dtype: np.dtype = plain_dtype(whole.base)
         self.chunk: int = dataset.chunks[0] if dataset.chunks else 1
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -114,7 +114,7 @@ class Stored:
             ) from None
 
 
-def native(dtype: np.dtype) -> np.dtype:
+def plain_dtype(dtype: np.dtype) -> np.dtype:
     """The dtype in this machine's byte order, floats of at most double precision, and truth as 0 and 1."""
     if dtype.kind == "b":
         return np.dtype(np.uint8)

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from sbi_dgm import priors
 from sbi_dgm.coordinates import snap
 from sbi_dgm.data.columns import Column, Finite, Handle, Padded, Repeated, chunk_rows, joined
-from sbi_dgm.data.format import Header, cast
+from sbi_dgm.data.native import Header, cast
 from sbi_dgm.data.places import Seen, is_place, leaves, merged, observables, padded, stored, table, vector
 from sbi_dgm.data.tables import SUFFIXES, Table, beside
 from sbi_dgm.errors import DataError, FileError, OptionError, PriorError, first_line

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sbi_dgm.data.columns import native
-from sbi_dgm.data.format import Header
+from sbi_dgm.data.columns import plain_dtype
+from sbi_dgm.data.native import Header
 from sbi_dgm.errors import DataError, unknown
 from sbi_dgm.simulator import reason
 
@@ -17,7 +17,7 @@ def array(values: Any, name: str = "x") -> np.ndarray:
         found = unmasked(values.detach().cpu().numpy() if hasattr(values, "detach") else values, name)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{name} is no array of numbers: {reason(error)}.") from None
-    return found.astype(native(found.dtype), copy=False)
+    return found.astype(plain_dtype(found.dtype), copy=False)
 
 
 def unmasked(values: Any, name: str) -> np.ndarray:

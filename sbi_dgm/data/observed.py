@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from sbi_dgm.data.columns import Column, absent_rows
 from sbi_dgm.data.foreign import Layout, observed
-from sbi_dgm.data.format import is_ours
 from sbi_dgm.data.given import array, framed, titles
+from sbi_dgm.data.native import is_ours
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError, FileError, ObservationError, first_line
 from sbi_dgm.files import require_file

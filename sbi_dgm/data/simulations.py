@@ -11,13 +11,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sbi_dgm.data import foreign
-from sbi_dgm.data import format as native
+from sbi_dgm.data import foreign, native
 from sbi_dgm.data.agreement import Agreement, against_failures, against_prior
 from sbi_dgm.data.columns import Column, blocks, gather, joined, usable_rows
 from sbi_dgm.data.foreign import Layout, widen
-from sbi_dgm.data.format import DTYPES, Header, cast
 from sbi_dgm.data.given import array, check_columns, check_shapes, framed, names_of, numbers_of, suited, titles
+from sbi_dgm.data.native import DTYPES, Header, cast
 from sbi_dgm.data.splits import Split, SplitRule, by_label, split_rows
 from sbi_dgm.data.tables import Table
 from sbi_dgm.distributions import Normal

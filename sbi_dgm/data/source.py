@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sbi_dgm.data.batches import Rows
-from sbi_dgm.data.columns import gather, native, span_rows
+from sbi_dgm.data.columns import gather, plain_dtype, span_rows
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.errors import DataError
 from sbi_dgm.priors import Prior
@@ -73,7 +73,7 @@ def _parted(rows: np.ndarray, step: int) -> list[np.ndarray]:
 
 def _tensor_dtype(dtype: np.dtype) -> np.dtype:
     """What torch can index: this machine's byte order, and unsigned integers beyond bytes as signed ones."""
-    dtype = native(dtype)
+    dtype = plain_dtype(dtype)
     return np.promote_types(dtype, np.int8) if dtype.kind == "u" and dtype.itemsize > 1 else dtype
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sbi_dgm.data.columns import Handle, Stored, native
+from sbi_dgm.data.columns import Handle, Stored, plain_dtype
 from sbi_dgm.errors import DataError
 
 TABLE = "crc32"
@@ -37,7 +37,7 @@ class Sums:
 
     def describe(self) -> dict[str, Any]:
         """As JSON: what the dataset must be when it is read."""
-        return {"shape": self.shape, "dtype": native(self.dtype).str, "block": self.rows}
+        return {"shape": self.shape, "dtype": plain_dtype(self.dtype).str, "block": self.rows}
 
 
 def checksum(values: np.ndarray, start: int = 0) -> int:
@@ -47,7 +47,7 @@ def checksum(values: np.ndarray, start: int = 0) -> int:
     >>> checksum(np.arange(3, 5), one) == checksum(np.arange(5)) == checksum(np.arange(5).astype(">i8"))
     True
     """
-    little = native(values.dtype).newbyteorder("<")
+    little = plain_dtype(values.dtype).newbyteorder("<")
     return zlib.crc32(np.ascontiguousarray(values, little).reshape(-1).view(np.uint8).data, start)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sbi_dgm.data.columns import Column, native
+from sbi_dgm.data.columns import Column, plain_dtype
 from sbi_dgm.errors import DataError, FileError, first_line, unknown
 from sbi_dgm.files import require_file
 
@@ -46,7 +46,7 @@ def _array(path: Path) -> Table:
     values = np.load(path, allow_pickle=False)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or not values.size:
         raise ValueError(f"it has shape {values.shape} and dtype {values.dtype}, and rows of numbers are needed")
-    return Table((), np.atleast_2d(values.astype(native(values.dtype), copy=False).T).T)
+    return Table((), np.atleast_2d(values.astype(plain_dtype(values.dtype), copy=False).T).T)
 
 
 def _chosen(name: str, found: Table, columns: Sequence[str]) -> Table:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sbi_dgm import Normal, Observable, Parameter, Prior, Simulations, Uniform
-from sbi_dgm.data import format as layout
+from sbi_dgm.data import native
+from sbi_dgm.data.columns import blocks
 from sbi_dgm.errors import DataError, FileError, SbiError
 
 ROWS = 200
@@ -262,7 +263,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(path):
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        layout.write(path, header, 20, stream())
+        native.write(path, header, 20, stream())
     assert [p.name for p in path.parent.iterdir()] == ["a.h5"]
     assert path.read_bytes() == before
 
@@ -271,14 +272,14 @@ def test_fewer_rows_than_announced_are_no_file(tmp_path):
     header = Simulations.from_arrays(np.ones((10, 2)), np.ones(10)).header
     block = {"theta": np.zeros((10, 2)), "valid": np.ones(10, np.uint8), "x/x": np.zeros(10)}
     with pytest.raises(DataError, match="30 rows were announced and 20 came"):
-        layout.write(tmp_path / "a.h5", header, 30, [block, block])
+        native.write(tmp_path / "a.h5", header, 30, [block, block])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [1, 500, 2**23])
 def test_blocks_cover_the_rows_once_and_in_order(path, size):
     columns = Simulations.open(path).columns
-    parts = list(layout.blocks(columns, 17, 123, size))
+    parts = list(blocks(columns, 17, 123, size))
     assert (
         differences(
             {n: np.concatenate([p[n] for p in parts]) for n in columns}, {n: c[17:123] for n, c in columns.items()}

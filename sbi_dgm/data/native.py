@@ -27,7 +27,7 @@ import numpy as np
 
 from sbi_dgm import priors
 from sbi_dgm.data import frame
-from sbi_dgm.data.columns import Column, Handle, Stored, blocks, native  # noqa: F401
+from sbi_dgm.data.columns import Column, Handle, Stored, plain_dtype
 from sbi_dgm.data.sink import writing
 from sbi_dgm.data.sums import TABLE, Summed, Sums, sealed, shared
 from sbi_dgm.errors import DataError, FileError
@@ -244,7 +244,7 @@ def _columns(handle: Handle, attributes: Mapping[str, Any]) -> dict[str, Column]
 
 def _summed(handle: Handle, name: str, described: Mapping[str, Any], sums: np.ndarray) -> Summed:
     """The column of a dataset, where its shape and the type of its numbers are those that were written."""
-    column, dtype = Summed(handle, name, described["block"], sums), native(np.dtype(described["dtype"]))
+    column, dtype = Summed(handle, name, described["block"], sums), plain_dtype(np.dtype(described["dtype"]))
     expected = {"shape": tuple(described["shape"]), "dtype": dtype}
     for what, wanted in expected.items():
         if (found := getattr(column, what)) != wanted:
