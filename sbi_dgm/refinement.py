@@ -299,11 +299,10 @@ class Refined:
         is_a("report", report, (Callable, type(None)), "a function of a sentence, or None")
         (rows, single), trust = self.proposal.observations(x), self.proposal.trust(x)
         told(trust, strict)
-        rng, theta, log_q, poor = numpy_generator(fresh(seed)), [], [], []
+        rng, drawn, poor = numpy_generator(fresh(seed)), [], []
         for i, row in enumerate(Bar(rows, desc="refining", disable=not progress)):
             found = self._weigh(row, rng)
-            for kept, drawn in zip((theta, log_q), found.draw(n, rng), strict=True):
-                kept.append(drawn)
+            drawn.append(found.draw(n, rng))
             sentence = f"observation {i}: {found.distinct(n):.0f} of {n} draws are different; {found.verdict}"
             if report is not None:
                 report(sentence)
@@ -312,8 +311,8 @@ class Refined:
         if poor:
             share = "" if single else f"the weights of {len(poor)} of {len(rows)} observations are of little use: "
             warnings.warn(share + poor[0], stacklevel=2)
-        array, dense = (kept[0] if single else np.stack(kept) for kept in (theta, log_q))
-        return Samples.of(self.prior, array, dense if log_prob else None, trust)
+        theta, log_q = drawn[0] if single else map(np.stack, zip(*drawn, strict=True))
+        return Samples.of(self.prior, theta, log_q if log_prob else None, trust)
 
     def log_prob(self, theta: ArrayLike, x: Any, *, seed: int = 0) -> Array:
         """Ln of the density at theta, the constant of each observation estimated as `sample` does; -inf outside.

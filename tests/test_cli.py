@@ -322,6 +322,16 @@ def test_help_is_given_for_every_command(name, capsys):
     assert all(other in text for other in cli.COMMANDS) or name
 
 
+def test_help_tells_defaults_once_and_none_of_flags(capsys):
+    with pytest.raises(SystemExit):
+        command("sample", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "draws (default: 10000)" in text
+    assert "of all random numbers (default: 0)" in text
+    assert text.count("(default: 10000)") == 2  # of -n, and of --effective, which says so itself
+    assert not any(f"(default: {word})" in text for word in ("False", "None", "[]"))
+
+
 def test_the_module_is_the_command(tmp_path):
     words = [sys.executable, "-m", "sbi_dgm", "simulate", "two_moons", "-n", "0", "-o", "a.h5"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)

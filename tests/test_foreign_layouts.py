@@ -66,6 +66,16 @@ def test_rows_names_and_observables_are_the_native_ones_and_save_keeps_them(tmp_
     assert unequal(data, made.native(tmp_path / "twin.h5")) == {"theta"}
 
 
+def test_a_prior_that_is_not_known_is_told_when_training_begins(tmp_path, capsys):
+    made = layouts.plain(tmp_path)
+    command("train", made.path, "-o", tmp_path / "a", *made.words, *SMALL)
+    assert "the prior is not known: draws may leave the range of theta" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    told = layouts.camels_with_prior(tmp_path / "other")
+    assert command("train", told.path, "-o", tmp_path / "b", *told.words, *SMALL) == 0
+    assert "the prior is not known" not in capsys.readouterr().err
+
+
 def test_weights_of_the_posterior_tell_rows_apart(tmp_path):
     made = layouts.plain(tmp_path)
     command("train", made.path, "-o", tmp_path / "a", *made.words, *SMALL)

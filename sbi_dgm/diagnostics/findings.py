@@ -43,10 +43,9 @@ class Grounds(NamedTuple):
     @property
     def failed(self) -> list[str]:
         """What a reader should know of simulations that failed."""
-        why = "" if self.predicted is None else self.predicted.failed
-        return [f"{why}: predictive checks go without those rows, the posterior may lie where none can be made"] * bool(
-            why
-        )
+        if self.predicted is None or not self.predicted.failed:
+            return []
+        return [f"{self.predicted.failed}: predictive checks go without those rows; can x be made there?"]
 
     @property
     def replicated(self) -> list[str]:
