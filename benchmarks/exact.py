@@ -52,6 +52,7 @@ class Problem(NamedTuple):
         embedding: of x.
         view: what of x is compressed instead of x itself: its names, and the function.
         log: whether its logarithm is.
+        made: simulations that the compression is made of; counts are not matched, and need more.
 
     """
 
@@ -59,6 +60,7 @@ class Problem(NamedTuple):
     embedding: str | Embedding = "auto"
     view: Callable[[Array], Array] | None = None
     log: bool = False
+    made: int = 2000
 
 
 def spectra(maps: Array) -> Array:
@@ -79,7 +81,7 @@ def histogram(events: Array) -> Array:
 
 PROBLEMS = {
     "power_spectrum": Problem(5000, log=True),
-    "bump": Problem(10_000, DeepSets(), histogram),
+    "bump": Problem(10_000, DeepSets(), histogram, made=40_000),
     "density_maps": Problem(20_000, CNN(periodic=True, symmetric=True), spectra, log=True),
     "pantheon_plus_modes": Problem(10_000),
     "pantheon_plus_binned": Problem(10_000),
@@ -120,7 +122,7 @@ def moped(name: str, folder: Path) -> tuple[Posterior, Simulations, Callable[[Ar
         simulator = Viewed(simulator, problem.view)
         data = _viewed(data, simulator)
     log = list(simulator.observables) if problem.log else []
-    compressed = sbi_dgm.moped(simulator, log=log)
+    compressed = sbi_dgm.moped(simulator, log=log, simulations=problem.made)
     return sbi_dgm.fit(data, embedding=compressed, device="cpu"), data, view
 
 

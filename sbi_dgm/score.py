@@ -8,13 +8,18 @@ and the Fisher matrix,
     \qquad \hat\theta = \theta_* + F^{-1} t ,
 
 hold all that x says of theta to first order about theta_* (Heavens, Jimenez and Lahav 2000, astro-ph/9911102, whose
-ordered vectors span the same space; Alsing and Wandelt 2018, arXiv:1712.00012). hat theta is the quasi-maximum-
-likelihood estimate; its covariance at theta_* is F^{-1}.
+ordered vectors span the same space; Alsing and Wandelt 2018, arXiv:1712.00012). hat theta is the estimate
+by quasi-maximum likelihood; its covariance at theta_* is F^{-1}.
 
 Derivatives are central differences of *matched* simulations (Charnock, Lavaux and Wandelt 2018, arXiv:1802.03537):
 x(theta_* + h) and x(theta_* - h) from the same random numbers, so that the noise which they share cancels. The
 simulator gets the generator of a stream for `BATCH` rows at a time; one that draws more numbers at one theta than at
-another is matched from there on by chance only, which costs precision and no bias.
+another is matched from there on by chance only. What noise is left in J has no mean, but J^T C^{-1} J squares it, which
+would make F too large and draw hat theta towards theta_* (Coulton and Wandelt 2023, arXiv:2305.08994). Hence
+
+.. math::  F_{ab} = J_a^T C^{-1} J_b - \mathrm{tr}\left(C^{-1} \mathrm{Cov}(J_a, J_b)\right) ,
+
+with the covariance of the means J told by the pairs that they are the means of.
 
 C is estimated from n simulations of L numbers. Its inverse is too large on average, F therefore is multiplied by
 (n - L - 2) / (n - 1) (Hartlap, Simon and Schneider 2007, astro-ph/0608064); in hat theta that factor cancels. An
@@ -28,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sbi_dgm.errors import DataError, OptionError, PriorError, unknown
+from sbi_dgm.parameters import total_size
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import Simulator, is_weighted, shaped
 from sbi_dgm.univariate import Array
@@ -36,6 +42,7 @@ BATCH = 100  # simulations from one stream
 MARGIN = 5
 STEP = 0.1  # in units of the prior's sd about the fiducial point
 MOMENTS, MATCHED = 13, 14  # streams of random numbers
+NOISY = 0.25  # the greatest share of J^T C^{-1} J, along any direction of theta, that may be noise
 SINGULAR = 1e-12  # the least eigenvalue of a correlation matrix, in units of the greatest
 Point = Sequence[float] | Mapping[str, float] | np.ndarray
 
@@ -87,16 +94,16 @@ def score(
     _require_vectors(simulator, log)
     theta = _fiducial(simulator, fiducial)
     h = _steps(simulator, theta, steps)
-    size = sum(o.size for o in simulator.observables.values())
+    size = total_size(simulator.observables)
     if simulations < MARGIN * size:
         raise OptionError(
             f"simulations = {simulations} for {size} numbers of x: their covariance needs {MARGIN} times as many, "
             f"{MARGIN * size}; take more, or compress by 'pca'."
         )
     x = _drawn(simulator, theta, simulations, (seed, MOMENTS), log)
-    pairs = max(1, -(-simulations // (2 * len(theta))))
-    jacobian = np.stack([_derivative(simulator, theta, i, h[i], pairs, seed, log) for i in range(len(theta))], axis=1)
-    maps, fisher = _weights(x, jacobian, simulator.prior.names)
+    pairs = max(2, -(-simulations // (2 * len(theta))))
+    slopes = np.stack([_slopes(simulator, theta, i, h[i], pairs, seed, log) for i in range(len(theta))])
+    maps, fisher = _weights(x, slopes, simulator.prior.names)
     return Score(theta, x.mean(0), maps, fisher)
 
 
@@ -180,19 +187,19 @@ def _drawn(simulator: Simulator, theta: Array, count: int, stream: tuple[int, ..
     return x
 
 
-def _derivative(
+def _slopes(
     simulator: Simulator, theta: Array, i: int, step: float, pairs: int, seed: int, log: Collection[str]
 ) -> Array:
-    """d mu / d theta_i (L,)."""
+    """d x / d theta_i of each pair (pairs, L)."""
     away = step * np.eye(len(theta))[i]
     stream = (seed, MATCHED)
-    above, below = (_drawn(simulator, theta + side, pairs, stream, log).mean(0) for side in (away, -away))
+    above, below = (_drawn(simulator, theta + side, pairs, stream, log) for side in (away, -away))
     return (above - below) / (2 * step)
 
 
-def _weights(x: Array, jacobian: Array, names: Sequence[str]) -> tuple[Array, Array]:
-    """F^{-1} J^T C^{-1} (D, L), and F, of simulations (n, L)."""
-    count, size = x.shape
+def _weights(x: Array, slopes: Array, names: Sequence[str]) -> tuple[Array, Array]:
+    """F^{-1} J^T C^{-1} (D, L), and F, of simulations (n, L) and the slopes of pairs (D, pairs, L)."""
+    (count, size), jacobian = x.shape, slopes.mean(1).T
     sd = x.std(0, ddof=1)
     fixed = sd <= 1e-12 * np.abs(x).max(0)
     for entry in np.flatnonzero(fixed & jacobian.any(1))[:1]:
@@ -209,8 +216,24 @@ def _weights(x: Array, jacobian: Array, names: Sequence[str]) -> tuple[Array, Ar
     for i in np.flatnonzero(size_of == 0)[:1]:
         raise DataError(f"the mean of x does not change with {names[i]} at the fiducial point: it has no linear score.")
     _require_regular(information / np.outer(size_of, size_of), "the Fisher matrix", "x does not tell parameters apart")
+    information -= _noise(slopes * weight, correlation, information)
     maps = np.linalg.solve(information, towards.T) * weight
     return maps, information * (count - size - 2) / (count - 1)
+
+
+def _noise(slopes: Array, covariance: Array, information: Array) -> Array:
+    """tr(C^{-1} Cov(J_a, J_b)) of the means J of slopes (D, pairs, L): (D, D), a small part of J^T C^{-1} J."""
+    parameters, pairs, size = slopes.shape
+    off = (slopes - slopes.mean(1, keepdims=True)).reshape(-1, size).T
+    towards = np.linalg.solve(covariance, off).reshape(size, parameters, pairs)
+    noise = np.einsum("lap,lbp->ab", towards, off.reshape(towards.shape)) / (pairs * (pairs - 1))
+    share = np.linalg.eigvals(np.linalg.solve(information, noise)).real.max()
+    if share > NOISY:
+        raise DataError(
+            f"derivatives of x are lost in noise: along one direction of theta it is {share:.0%} of the Fisher matrix "
+            f"(at most {NOISY:.0%}). Take more simulations or larger steps, and the same random numbers at every theta."
+        )
+    return noise
 
 
 def _require_regular(matrix: Array, what: str, why: str) -> None:

@@ -97,7 +97,34 @@ def test_matched_seeds_cancel_the_noise_of_derivatives(monkeypatch):
     used = []
     monkeypatch.setattr(scores, "numpy_generator", lambda *key: used.append(key) or numpy_generator(*key, len(used)))
     with pytest.raises(AssertionError):
-        check_exact_derivatives(score(LINEAR, simulations=200))
+        check_exact_derivatives(score(LINEAR, simulations=4000))
+
+
+class Unmatched(Linear):
+    """Draws more random numbers at one theta than at another, so that no noise is shared."""
+
+    def flat(self, theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        rng.normal(size=int(1e3 * abs(theta[0] @ (1, np.sqrt(2)))))
+        return super().flat(theta, rng)
+
+
+def check_no_bias(seeds: range) -> None:
+    found = [score(Unmatched(), simulations=600, steps=(0.4, 0.4), seed=s) for s in seeds]
+    exact = np.linalg.inv(np.linalg.cholesky(LINEAR.fisher))
+    check_identity(np.stack([exact @ one.fisher @ exact.T for one in found]))
+    check_identity(np.stack([one.maps @ LINEAR.slope for one in found]))
+
+
+def test_noise_of_derivatives_makes_neither_information_nor_shrinks_estimates(monkeypatch):
+    check_no_bias(range(60))
+    monkeypatch.setattr(scores, "_noise", lambda *of: np.zeros((2, 2)))
+    with pytest.raises(AssertionError):
+        check_no_bias(range(60))
+
+
+def test_derivatives_lost_in_noise_are_refused():
+    with pytest.raises(DataError, match=r"lost in noise: .* \d+% of the Fisher matrix \(at most 25%\)"):
+        score(Unmatched(), simulations=60, steps=(0.01, 0.01))
 
 
 def test_steps_are_a_tenth_of_the_prior_about_the_point_or_those_given():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sbi_dgm.embeddings.base import Embedding, Gathering, Observables
 from sbi_dgm.embeddings.vectors import side_by_side
 from sbi_dgm.errors import OptionError
+from sbi_dgm.parameters import total_size
 
 LARGEST = 4096  # numbers of x: their covariance takes 128 MiB
 LEAST = 1e-5  # relative standard deviation of a component
@@ -34,7 +35,7 @@ class PCA(Embedding):
     features: int = Field(default=32, ge=1)
 
     def build(self, observables: Observables, dimension: int) -> nn.Module:
-        size = sum(observable.size for observable in observables.values())
+        size = total_size(observables)
         for name, observable in observables.items():
             if observable.kind == "set":
                 raise OptionError(f"observable {name!r} is a set, whose members have no order: use 'deep_sets'.")

@@ -20,7 +20,7 @@ from sbi_dgm.embeddings.stored import Scaled, Stored, digest
 from sbi_dgm.embeddings.vectors import side_by_side
 from sbi_dgm.errors import ObservationError
 from sbi_dgm.kinds import texts, whole
-from sbi_dgm.parameters import Observable
+from sbi_dgm.parameters import Observable, total_size
 from sbi_dgm.score import Point, Score, numbers, score
 from sbi_dgm.simulator import Simulator, find
 from sbi_dgm.univariate import Array
@@ -92,7 +92,8 @@ def moped(
     Raises:
         OptionError: no fiducial point, or too few simulations for the numbers of x.
         PriorError: the fiducial point or a step is outside of the prior.
-        DataError: simulations that fail, a singular covariance, a parameter that the mean of x does not depend on.
+        DataError: simulations that fail, a singular covariance, a parameter that the mean of x does not depend on,
+            derivatives of which more than a quarter is noise.
 
     Example::
 
@@ -117,7 +118,7 @@ class _Moped(nn.Module):
 
     def __init__(self, observables: Observables, features: int, log: Collection[str]) -> None:
         super().__init__()
-        size = sum(observable.size for observable in observables.values())
+        size = total_size(observables)
         self.raw, self.log = frozenset(observables), frozenset(log)
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("maps", torch.zeros(features, size, dtype=torch.float64))
