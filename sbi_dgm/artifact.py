@@ -17,8 +17,7 @@ from sbi_dgm.sealed import digest
 
 KEY = "sbi_dgm"
 FORMAT = "sbi_dgm/posterior"
-VERSION = 6
-OLDEST = 5  # without a gate; 1 to 4, before the first release, had other weights
+VERSION = 7  # the first of a release; earlier ones are not read
 
 
 def write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -48,8 +47,6 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def _check_version(path: Path, header: Mapping[str, Any]) -> None:
     if header.get("format") != FORMAT:
         raise FileError(f"{path} holds {header.get('format')!r}, not {FORMAT!r}.")
-    if not OLDEST <= header["format_version"] <= VERSION:
-        remedy = "update it" if header["format_version"] > VERSION else "train again"
-        raise FileError(
-            f"{path} has format version {header['format_version']}; this sbi_dgm reads {OLDEST} to {VERSION}: {remedy}."
-        )
+    if (found := header["format_version"]) != VERSION:
+        remedy = "update it" if found > VERSION else "train again"
+        raise FileError(f"{path} has format version {found}; this sbi_dgm reads {VERSION}: {remedy}.")

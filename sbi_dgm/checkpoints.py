@@ -1,6 +1,6 @@
 """The state of a training run in one file: tensors and JSON, no pickle, written atomically.
 
-A sha256 over both finds any changed byte; files written before there was one are read without it.
+A sha256 over both finds any changed byte.
 """
 
 import json
@@ -38,8 +38,7 @@ def load(path: str | Path, device: torch.device) -> tuple[dict[str, Tensors], di
     groups: dict[str, Tensors] = {}
     with understood(path, UNREADABLE):
         texts, flat = sealed.read(path)
-        found = sealed.digest(texts["note"], flat)
-        if texts.get("sha256", found) != found:
+        if texts.get("sha256") != sealed.digest(texts["note"], flat):
             raise ValueError("its sha256 differs")
         for name, values in flat.items():
             group, rest = name.split("/", 1)

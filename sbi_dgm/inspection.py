@@ -10,10 +10,11 @@ import h5py
 from sbi_dgm import artifact
 from sbi_dgm.data.columns import ARRAYS
 from sbi_dgm.data.foreign import UNREADABLE
-from sbi_dgm.data.guess import command, guess, neighbours, tree
+from sbi_dgm.data.guess import command, guess
 from sbi_dgm.data.native import is_ours
 from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.tables import SUFFIXES
+from sbi_dgm.data.tree import beside, tree
 from sbi_dgm.errors import FileError, first_line
 from sbi_dgm.files import matching
 from sbi_dgm.parameters import Parameter
@@ -51,7 +52,7 @@ def _foreign(pattern: str | Path, files: list[Path], file: h5py.File) -> str:
     layout, path = guess(files[0], file, len(files)), files[0]
     which = f", the first of {len(files)} files" if len(files) > 1 else ""
     lines = [f"{path}{which}: HDF5, not written by sbi_dgm, so without checksums of ours", *tree(file)]
-    lines += neighbours(path)
+    lines += beside(path)
     if layout is None:
         return "\n".join([*lines, "Nothing looks like theta and x: name them with --theta and --x."])
     said = f"theta looks like {', '.join(layout.theta)} and x like {', '.join(layout.x.values())}; train on them with"

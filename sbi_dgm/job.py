@@ -223,7 +223,7 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key != "data" and found.get(key) != value:
             raise TrainingError(f"{folder} was started with {key} = {found.get(key)}, not {value}: resume as it was.")
-    if any(found["data"].get(key, config["data"][key]) != config["data"][key] for key in ("fingerprint", "glimpse")):
+    if any(found["data"].get(key) != config["data"][key] for key in ("fingerprint", "glimpse")):
         raise TrainingError(f"{folder} was started on other simulations ({found['data']['path']}): resume with those.")
 
 
@@ -231,7 +231,7 @@ def _as_before(folder: Path | None, resume: bool, reading: Reading) -> Reading:
     """A resumed run reads as it did, whatever is free today."""
     if not resume or folder is None or reading.mode != "auto" or not (folder / "config.json").exists():
         return reading
-    return Reading(**read_json(folder / "config.json").get("reading", {}))
+    return Reading(**read_json(folder / "config.json")["reading"])
 
 
 def _mean_one(weight: np.ndarray | None, parts: Split) -> np.ndarray | None:

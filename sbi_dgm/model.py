@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from sbi_dgm import options, priors
 from sbi_dgm.data.scaling import blank
 from sbi_dgm.embeddings import base as embeddings
-from sbi_dgm.embeddings.fusion import FEW
 from sbi_dgm.errors import OptionError, PriorError, first_line
 from sbi_dgm.estimators.base import FAMILIES, Conditional, Space
 from sbi_dgm.estimators.ensemble import apart, assembled
 from sbi_dgm.estimators.rescaled import Rescaled, rescaled
 from sbi_dgm.kinds import is_a, text
-from sbi_dgm.parameters import Observable
+from sbi_dgm.parameters import Observable, total_size
 from sbi_dgm.priors import Prior, same
 from sbi_dgm.seeds import lending
 
@@ -76,17 +75,8 @@ class Model(NamedTuple):
         reference = priors.restore(d["reference"], prior)
         for name in observables:
             np.dtype(text(f"dtype of {name}", d["dtypes"][name]))
-        kept = {name: d[name] for name in ("informed", "dtypes", "estimator", "members")}
-        embedding, repaired = _resolved(d["embedding"], observables), d.get("repaired", False)
-        return cls(reference, observables=observables, embedding=embedding, repaired=repaired, **kept)
-
-
-def _resolved(embedding: dict[str, Any], observables: Mapping[str, Observable]) -> dict[str, Any]:
-    """An embedding as files have it now: before there were convolutions, "auto" was a rule about vectors."""
-    if embedding["name"] != "auto":
-        return embedding
-    few = sum(o.size for o in observables.values()) <= embedding["options"].get("limit", FEW)
-    return {"name": "flatten" if few else "mlp", "options": {}}
+        kept = {name: d[name] for name in ("informed", "dtypes", "estimator", "embedding", "members", "repaired")}
+        return cls(reference, observables=observables, **kept)
 
 
 def network(model: Model, scalers: Mapping[str, nn.Module], embedding: Any, seed: int) -> Conditional:
@@ -116,7 +106,7 @@ def filled(model: Model, weights: Mapping[str, Tensor], embedding: nn.Module | N
     is_a("embedding", embedding, nn.Module | None, "the module")
     if embedding is not None and model.embedding["name"] != "external":
         raise OptionError(f"the file has its embedding, {embeddings.said(model.embedding)}: leave embedding= out.")
-    if not 1 <= model.members <= len(weights) or sum(o.size for o in model.observables.values()) > LARGEST:
+    if not 1 <= model.members <= len(weights) or total_size(model.observables) > LARGEST:
         raise ValueError(f"{model.members} members cannot have {len(weights)} tensors, or observations be so long")
     scalers = {name: blank(observable) for name, observable in model.observables.items()}
     network = whole(model, scalers, embeddings.restore(model.embedding, embedding))

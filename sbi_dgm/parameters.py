@@ -1,6 +1,7 @@
 """What is inferred and what is seen: named parameters and observables with units and labels."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,8 +127,13 @@ class Observable:
     def restore(cls, description: dict[str, Any]) -> "Observable":
         """The inverse of `describe`."""
         d = description
-        later = {"kind": d.get("kind", "array"), "optional": d.get("optional", False)}
-        return cls(tuple(d["shape"]), str(d["unit"] or ""), str(d["label"] or ""), tuple(d["names"]), **later)
+        words = str(d["unit"] or ""), str(d["label"] or ""), tuple(d["names"])
+        return cls(tuple(d["shape"]), *words, kind=d["kind"], optional=d["optional"])
+
+
+def total_size(observables: Mapping[str, Observable]) -> int:
+    """How many numbers one observation of all of them has."""
+    return sum(observable.size for observable in observables.values())
 
 
 def _title(name: str, label: str, unit: str) -> str:

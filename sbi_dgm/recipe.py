@@ -19,6 +19,7 @@ from sbi_dgm.estimators.base import FAMILIES, Family
 from sbi_dgm.estimators.diffusion import Diffusion
 from sbi_dgm.estimators.flow import Flow
 from sbi_dgm.estimators.located import Located
+from sbi_dgm.parameters import total_size
 
 SEVERAL, MANY = 4, 1500  # parameters, and rows for each, from which diffusion is chosen
 UNITS = (16, 64)  # fewest and most of a likelihood's conditioners: two for each number of x between
@@ -77,7 +78,7 @@ def recommended(learn: str, data: Simulations, rows: int, parameters: Sequence[s
         parameters: those to infer; None for all.
 
     """
-    numbers = sum(observable.size for observable in data.observables.values())
+    numbers = total_size(data.observables)
     return RULES[learn](rows, len(parameters or data.names), numbers)
 
 

@@ -34,6 +34,12 @@ class Simulator(Protocol):
 
     A simulator of weighted events says so by an attribute `weighted = True`. Its output is a dict that holds
     `event_weight` (B,) beside the observables, finite numbers of either sign; a row with another number fails.
+
+    Attributes:
+        name: as the command line calls it.
+        prior: of theta.
+        observables: what x has, by name.
+
     """
 
     name: str
@@ -56,6 +62,8 @@ class FailedRowsError(SbiError):
 
     def __init__(self, x: Any, errors: Mapping[int, BaseException]) -> None:
         self.x, self.errors = x, dict(errors)
+        if not self.errors:
+            raise OptionError("no row is said to have failed: return x instead of FailedRowsError.")
         row, error = next(iter(self.errors.items()))
         super().__init__(f"{len(self.errors)} rows failed, first row {row}: {reason(error)}")
 

@@ -243,10 +243,6 @@ def test_campaigns_and_files_keep_absent_observables(tmp_path):
     assert again.observables == data.observables
     copy = again.save(tmp_path / "copy.h5")
     assert copy.observables["b"].optional
-    assert (
-        Observable.restore({k: v for k, v in copy.observables["b"].describe().items() if k != "optional"}).optional
-        is False
-    )
 
 
 class Broken(Detectors):

@@ -21,8 +21,8 @@ FLOORS = (  # bottom up; within a floor, a file may import those to its left
         " pareto simulator command"
     ),
     (
-        "data.columns data.tables data.places data.sink data.sums data.frame data.native data.given data.splits"
-        " data.foreign data.agreement data.simulations data.scaling data.exchanged data.batches data.source"
+        "data.columns data.tables data.places data.tree data.sink data.sums data.frame data.native data.given"
+        " data.splits data.foreign data.agreement data.simulations data.scaling data.exchanged data.batches data.source"
         " data.reading data.vectors data.streaming data.guess data.observed shards executors campaign score"
     ),
     (

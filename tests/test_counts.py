@@ -112,11 +112,10 @@ def test_what_comes_again_and_is_not_whole_is_named():
         turned(made(x[50:]))
 
 
-def test_roles_of_older_files_know_counts_by_their_types():
+def test_roles_of_a_file_know_their_counts():
     roles = Roles({"a": Observable((2,)), "n": Observable(())}, {"a": "<f4", "n": "|u1"}, ["t"], None)
-    old = {name: value for name, value in roles.describe().items() if name != "counts"}
-    assert Roles.restore(old).counts == ["n"]
     counted = roles._replace(counts=["a[1]", "n"])
+    assert not roles.whole.any()
     assert Roles.restore(counted.describe()).whole.tolist() == [False, True, True]
 
 

@@ -10,7 +10,8 @@ import pytest
 from sbi_dgm import Simulations, load
 from sbi_dgm.cli import main
 from sbi_dgm.data.foreign import Layout
-from sbi_dgm.data.guess import command, guess, tree
+from sbi_dgm.data.guess import command, guess
+from sbi_dgm.data.tree import tree
 from sbi_dgm.inspection import describe
 
 TINY = ["training.max_rounds=1", "training.round=3", "estimator.transforms=1", "estimator.hidden=8"]

@@ -290,3 +290,8 @@ def test_failed_rows_survive_pickling():
     assert str(found) == "1 rows failed, first row 1: ValueError: no"
     assert found.x["x"].tolist() == [1, 1]
     assert list(found.errors) == [1]
+
+
+def test_failed_rows_without_a_failed_row_are_refused():
+    with pytest.raises(OptionError, match="return x instead"):
+        FailedRowsError(np.ones(2), {})

@@ -29,7 +29,7 @@ from sbi_dgm.data.simulations import Simulations
 from sbi_dgm.data.splits import Split
 from sbi_dgm.distributions import JohnsonSU, LogNormal, Normal, SoftplusNormal, Uniform
 from sbi_dgm.errors import DataError, ObservationError
-from sbi_dgm.parameters import RESERVED, Observable, Parameter
+from sbi_dgm.parameters import RESERVED, Observable, Parameter, total_size
 from sbi_dgm.priors import Prior, restore
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.univariate import Array, Distribution
@@ -71,7 +71,7 @@ class Roles(NamedTuple):
                 raise DataError(f"observable {name!r} is a set: a likelihood needs vectors.")
             if observable.optional:
                 raise DataError(f"observable {name!r} may be absent: a likelihood needs all of x in every simulation.")
-        size = sum(observable.size for observable in data.observables.values())
+        size = total_size(data.observables)
         if size > LARGEST:
             raise DataError(f"x has {size} numbers: a likelihood takes up to {LARGEST}; summarise x first.")
         return cls(data.observables, data.dtypes, data.names, data.prior)
@@ -93,9 +93,7 @@ class Roles(NamedTuple):
         d = description
         observables = {name: Observable.restore(o) for name, o in d["observables"].items()}
         found = None if d["prior"] is None else restore(d["prior"], prior)
-        roles = cls(observables, d["dtypes"], d["names"], found, d.get("fixed", {}))
-        integers = [name for name, known in zip(roles.numbers, roles.integers, strict=True) if known]
-        return roles._replace(counts=d.get("counts", integers))
+        return cls(observables, d["dtypes"], d["names"], found, d["fixed"], d["counts"])
 
     @property
     def numbers(self) -> list[str]:

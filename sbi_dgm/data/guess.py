@@ -1,4 +1,4 @@
-"""What a foreign HDF5 file may hold: its tree in words, and a guess at where theta and x are.
+"""A guess at where theta and x are in a foreign HDF5 file, and beside it.
 
 Names that the field uses decide; without them, theta is the only narrow table and x the widest dataset of as many rows.
 Where two guesses are equally good there is none.
@@ -14,9 +14,8 @@ import h5py
 import numpy as np
 
 from sbi_dgm.data.foreign import Layout
-from sbi_dgm.data.places import INDEX, target, walk
-from sbi_dgm.data.tables import SUFFIXES, Table, beside
-from sbi_dgm.errors import FileError
+from sbi_dgm.data.places import INDEX, walk
+from sbi_dgm.data.tables import SUFFIXES, neighbours
 
 
 def _all(words: str) -> frozenset[str]:
@@ -35,37 +34,6 @@ TRAIN, TEST = {"train", "training"}, {"test", "testing", "val", "valid", "valida
 MANY = 10**5  # pairs: none of so many stands out
 EVENT_WEIGHTS = ("weights", "weight", "event_weight", "event_weights", "mc_weight")
 GROUPS = ("group", "groups", "universe", "simulation_id", "sim_id")
-
-
-def tree(file: h5py.File) -> list[str]:
-    """One line for each group, dataset and attribute: shape, dtype, chunks, compression; and where links lead."""
-    lines = [f"  @{key} = {_short(value)}" for key, value in file.attrs.items()]
-    for place, item in walk(file):
-        indent, leads = "  " * (place.count("/") + 1), target(file, place)
-        lines.append(f"{indent}{_line(place.rpartition('/')[2], item)}{f' -> {leads}' if leads else ''}")
-        attributes = {} if item is None else item.attrs
-        lines.extend(f"{indent}  @{key} = {_short(value)}" for key, value in attributes.items())
-    return lines
-
-
-def _line(label: str, item: Any) -> str:
-    if isinstance(item, h5py.Dataset):
-        return f"{label:<18} {_dataset(item)}"
-    return f"{label}/" if isinstance(item, h5py.Group) else f"{label:<18} leads nowhere"
-
-
-def _dataset(item: h5py.Dataset) -> str:
-    fields = item.dtype.names
-    kind = str(item.dtype) if fields is None else "{" + ", ".join(f"{f}: {item.dtype[f]}" for f in fields) + "}"
-    parts = [f"{item.shape} {kind}", f"chunks {item.chunks}" if item.chunks else "contiguous"]
-    return ", ".join(
-        [*parts, *(word for word in (item.compression, "fletcher32" if item.fletcher32 else None) if word)]
-    )
-
-
-def _short(value: Any) -> str:
-    text = repr(value.tolist() if hasattr(value, "tolist") else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Place(NamedTuple):
@@ -155,32 +123,10 @@ def _rank(place: str) -> int:
     return 2 if _last(place).lower() in known else int(any(word in known for word in _words(_last(place))))
 
 
-def neighbours(path: Path) -> list[str]:
-    """One line for each table beside a file, the first twenty: rows and columns."""
-    lines = [
-        f"  {name:<18} {table.column.shape[0]} rows, columns {', '.join(table.names) or table.column.shape[1]}"
-        for name, table in _beside(path).items()
-    ]
-    more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
-    return ["tables beside:", *lines[:20], *more] if lines else []
-
-
-def _beside(path: Path) -> dict[str, Table]:
-    """Tables of numbers in the folder of a file."""
-    found = {}
-    for place in sorted(path.parent.iterdir()):
-        if place.suffix in SUFFIXES and place.is_file():
-            try:
-                found[place.name] = beside(str(place), path.parent)
-            except FileError:
-                continue
-    return found
-
-
 def _tables(path: Path) -> dict[str, Place]:
     """Tables beside that may be theta, without columns that number the rows; such a column needs a name."""
     found = {}
-    for name, table in _beside(path).items():
+    for name, table in neighbours(path).items():
         values = np.asarray(table.column[:])
         names = table.names or ("",) * values.shape[1]
         kept = [i for i, title in enumerate(names) if not _numbers_rows(title, values[:, i])]

@@ -27,7 +27,7 @@ import numpy as np
 
 from sbi_dgm import priors
 from sbi_dgm.data import frame
-from sbi_dgm.data.columns import Column, Handle, Stored, plain_dtype
+from sbi_dgm.data.columns import Column, Handle, plain_dtype
 from sbi_dgm.data.sink import writing
 from sbi_dgm.data.sums import TABLE, Summed, Sums, sealed, shared
 from sbi_dgm.errors import DataError, FileError
@@ -232,8 +232,6 @@ def _check_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
 def _columns(handle: Handle, attributes: Mapping[str, Any]) -> dict[str, Column]:
     file: Any = handle.open()
     names = ["theta", "valid", *(f"x/{name}" for name in file["x"]), *(name for name in OPTIONAL if name in file)]
-    if "datasets" not in attributes:
-        return {name: Stored(handle, name) for name in names}
     described, table = json.loads(attributes["datasets"]), file[TABLE][:]
     if sealed(table) != attributes[TABLE]:
         raise FileError(f"{handle.path}: its table of checksums, {TABLE!r}, is damaged: restore the file from a copy.")

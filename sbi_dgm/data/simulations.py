@@ -263,7 +263,7 @@ class Simulations:
 
     @property
     def unit(self) -> str:
-        """What independent draws are called: "groups" or "rows"."""
+        """What independent draws are called, "groups" or "rows"."""
         return "groups" if "group" in self.columns else "rows"
 
     @property

@@ -42,6 +42,18 @@ def beside(name: str, folder: Path, columns: Sequence[str] = ()) -> Table:
         raise FileError(f"{path} holds no table of numbers: {first_line(error)}.") from None
 
 
+def neighbours(path: Path) -> dict[str, Table]:
+    """Tables of numbers in the folder of a file."""
+    found = {}
+    for place in sorted(path.parent.iterdir()):
+        if place.suffix in SUFFIXES and place.is_file():
+            try:
+                found[place.name] = beside(str(place), path.parent)
+            except FileError:
+                continue
+    return found
+
+
 def _array(path: Path) -> Table:
     values = np.load(path, allow_pickle=False)
     if values.dtype.kind not in "fiub" or values.ndim not in (1, 2) or not values.size:
