@@ -12,7 +12,8 @@ ln q, covers with at least that probability, on average over x and over the n ro
 promise. A posterior that is well calibrated makes it small; one that is not makes it large, but true.
 
 For one parameter the same is done with the truth's depth, how many draws lie on that side of it where there are fewer;
-the interval goes from the d-th lowest draw to the d-th highest. It asks for no density.
+the interval goes from the d-th lowest draw to the d-th highest, d the k-th largest depth of the rows. It asks for no
+density.
 """
 
 import math
@@ -36,7 +37,8 @@ class Regions:
     """The region of each observation; made by `Posterior.regions`.
 
     Attributes:
-        posterior, x: whose region it is, and at which observations.
+        posterior: whose region it is.
+        x: at which observations.
         level: the probability with which it holds the truth, at least.
         credibility: of the highest-density region that it is, by the posterior itself; the level, were it calibrated.
         threshold: ln q at its edge: () for one observation, (B,) for a stack.
@@ -94,7 +96,7 @@ def intervals(posterior: Any, level: float, x: Any, *, seed: int = 0) -> Array:
         level, x, seed: as for `regions`.
 
     Returns:
-        low and high: (D, 2) for one observation, (B, D, 2) for a stack.
+        their ends, (D, 2) for one observation, (B, D, 2) for a stack.
 
     Raises:
         OptionError: not repaired; a level that so few rows cannot promise.

@@ -4,7 +4,7 @@ The coordinates of a *reference* distribution r make r itself the standard norma
 
 .. math::  \ln |\det \partial z / \partial v| = \ln r(v) - \ln N(z; 0, I).
 
-With the prior as reference, no z leaves the prior's support, and an estimator that has learned nothing
+With the prior as reference, no z leaves the prior's support, and an estimator that has learned that x says nothing
 gives the prior. Without a prior the reference is a stand-in: normals with the mean and standard deviation of the
 training rows. One formula serves all.
 """

@@ -286,7 +286,7 @@ class TruncatedNormal(_Named, _Frozen):
 
 @dataclass(frozen=True)
 class HalfNormal(_Named, _Frozen):
-    """|v| of a normal with mean 0 and scale sd: support [0, inf)."""
+    """`|v|` of a normal with mean 0 and scale sd: support [0, inf)."""
 
     sd: float
     low: ClassVar[float] = 0.0

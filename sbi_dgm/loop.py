@@ -9,7 +9,7 @@ improves on the validation rows; when it stalls, go back to the best point and l
 zero over half as many steps again; return the best averaged weights. Validation sees the same rows with the
 same noise every time.
 
-Every random number is a function of the seed and the step at which its round began, so that a run resumed from its
+Every random number is a function of the seed and of the epoch or step that it is for, so that a run resumed from its
 checkpoint, which is that of a round, ends with the weights of an uninterrupted one (to the bit on the CPU).
 """
 

@@ -1,6 +1,7 @@
 r"""Mixtures of Student's t, fitted to weighted points: proposals with tails that guard importance weights.
 
-With weights w_i and responsibilities rho_ik, expectation maximisation is
+For points z_i in R^D with weights w_i, components of nu = 8 degrees of freedom and responsibilities rho_ik, expectation
+maximisation is
 
 .. math::
     u_{ik} = \frac{\nu + D}{\nu + (z_i - \mu_k)^T \Sigma_k^{-1} (z_i - \mu_k)}, \quad

@@ -11,7 +11,8 @@ for beta = 0 the posterior alone, for beta = 1 what the likelihood makes of the 
 simulations that neither was trained on: the gain in the log-density of their truths over that of q,
 
 .. math::
-    G(\beta) = \frac{1}{R} \sum_{i=1}^R \beta\, t_i(\theta_i^*) - \ln C_\beta(x_i), \qquad t = \ln \frac{L p}{q} .
+    G(\beta) = \frac{1}{R} \sum_{i=1}^R \big[\beta\, t_i(\theta_i^*) - \ln C_\beta(x_i)\big],
+    \qquad t = \ln \frac{L p}{q} .
 
 Since C = E_q e^{beta t}, ln C is the cumulant generating function of t and G is concave: it has one maximum, which is
 nowhere below G(0) = 0. C is the mean of q^{1 - beta} (L p)^beta / g over M draws of g, the mixture of q with a

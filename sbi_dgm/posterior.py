@@ -82,7 +82,7 @@ class Posterior:
 
     @property
     def density(self) -> str:
-        """What `log_prob` is: "exact", "ode" (up to a solver's tolerance) or "bound" (on average not above ln q).
+        """What `log_prob` is, "exact", "ode" (up to a solver's tolerance) or "bound" (on average not above ln q).
 
         `log_prob_and_error` has the errors of the latter two.
         """

@@ -14,6 +14,7 @@ from sbi_dgm.data.source import Source
 from sbi_dgm.data.splits import Split
 from sbi_dgm.data.streaming import Streamed
 from sbi_dgm.loop import ORDER, Training
+from sbi_dgm.parameters import total_size
 from sbi_dgm.seeds import numpy_generator
 
 TRAINING, VALIDATION, SCALING = 5, 6, 7  # streams of a noise model
@@ -89,7 +90,7 @@ def read(
 ) -> tuple[Batches, Rows, Stream]:
     """Batches of training rows, validation rows, and all training rows in order."""
     held_out = source.take(_validation(source, parts.validation, reading, seed)).to(device)
-    size = training.batch(len(parts.train), sum(o.size for o in source.data.observables.values()))
+    size = training.batch(len(parts.train), total_size(source.data.observables))
     if reading.mode == "memory":
         train = source.take(parts.train).to(device)
         batches: Batches = Shuffled(train, size, seed, ORDER)

@@ -80,7 +80,7 @@ class Prior:
         """z of theta (N, D), or `PriorError` naming the first row outside.
 
         Args:
-            dtype: of the file that theta comes from; within 4 ulp of it an edge counts as reached (|z| = 8.2).
+            dtype: of the file that theta comes from; within 4 ulp of it an edge counts as reached (`|z| = 8.2`).
 
         """
         return self.coordinates.forward(self.check(self._array(theta), dtype))[0]

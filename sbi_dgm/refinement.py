@@ -16,8 +16,9 @@ and hits now and then what q has missed; `sbi_dgm.pareto` sees it by the weights
 sqrt(1 / ESS - 1 / M). Draws are proposals, drawn again in proportion to their weights: i comes n w_i / sum w times,
 rounded up or down (Madow 1949), so that two equal draws appear only where a weight is above 1 / n.
 
-A proposal that knows its density only jointly with a hidden w, q(theta, w), serves as well: with r(w | theta) any
-density, L p r / g on the larger space has the same evidence and, theta alone, the same posterior.
+A proposal that knows its density only jointly with a hidden h, q(theta, h), serves as well: with s(h | theta) any
+density, L p s over the mixture of q(theta, h) with the other parts times s has, on the larger space, the same evidence
+and, for theta alone, the same posterior.
 
 A learned likelihood need not have the whole say: with a power below 1, q^{1 - power} (L p)^power stands for L p
 (`sbi_dgm.pooling`), and the constant is no evidence.
@@ -106,12 +107,12 @@ class Weighted:
 
     @property
     def effective(self) -> float:
-        """(sum w)^2 / sum w^2: equal weights that would be as good."""
+        """(sum w)^2 / sum w^2, the number of equal weights that would be as good."""
         return effective_size(relative(self.log_weight))
 
     @property
     def log_constant(self) -> float:
-        """ln of the integral of exp(log_target) over theta: of what makes it a density."""
+        """ln of the integral of exp(log_target) over theta, which makes it a density."""
         return float(np.logaddexp.reduce(self.log_weight) - np.log(len(self.log_weight)))
 
     @property
@@ -138,7 +139,7 @@ class Weighted:
 
     @property
     def verdict(self) -> str:
-        """One sentence: effective size, proposals, whether that is enough, and what Pareto's k means."""
+        """A sentence on effective size, proposals, whether that is enough, and what Pareto's k means."""
         count, k = len(self.log_weight), self.pareto_k
         end = "as asked for" if self.reached else f"{self.asked:.0f} were asked for: the cap of proposals was reached"
         alone = pareto.meaning(self.k_alone, BLOCK).split(":")[0]

@@ -6,8 +6,9 @@ At time t in [0, 1], 0 being data and 1 noise,
 
 The ratio of noise to signal, nu = sigma / alpha, rises with t, and the signal-to-noise ratio 1 / nu^2 falls (Kingma
 et al. 2021, arXiv:2107.00630). Divided by alpha, z_t / alpha = z_0 + nu epsilon is the same process for all
-schedules: they differ in where training spends its effort (`times`) and in how it counts (`weight`), and by nothing
-else (Karras et al. 2022, arXiv:2206.00364).
+schedules: they differ in where training spends its effort (`times`) and in how it counts (`weight`) (Karras et al.
+2022, arXiv:2206.00364); beside that only in what a network that predicts the velocity is asked for, and in where the
+times of a grid lie.
 
 Training and solvers keep to noise ratios in [low, high]: below, noise is finer than any posterior; above, nothing is
 left of the data.

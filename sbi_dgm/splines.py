@@ -11,8 +11,7 @@ bin k, with w = x_{k+1} - x_k, h = y_{k+1} - y_k, s = h / w and xi = (x - x_k) /
     \frac{dy}{dx} = \frac{s^2}{B^2} S, \quad S = d_{k+1}\xi^2 + 2 s \xi(1-\xi) + d_k (1-\xi)^2 \quad (5)
 
 and the inverse solves a xi^2 + b xi + c = 0 by xi = 2 c / (-b - sqrt(b^2 - 4 a c)) (6-8). In float32 that
-discriminant cancels where the curve is steep, so one Newton step on (4) follows; it costs one evaluation
-that the log-determinant needs anyway.
+discriminant cancels where the curve is steep, so one Newton step on (4) follows, for one evaluation more.
 
 Outside [-b, b] the map goes on as a straight line with the derivative of its last knot: the paper fixes that
 derivative to 1, here it is learned, so that a Gaussian tail can keep its own width. Every element takes the

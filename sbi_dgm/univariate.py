@@ -5,7 +5,7 @@ With F the distribution's CDF and Phi the standard normal's,
 .. math::  z = \Phi^{-1}(F(v)), \qquad v = F^{-1}(\Phi(z)),
 
 so v ~ F exactly where z ~ N(0, 1). The upper half goes through the survival function 1 - F, which
-keeps its digits where F rounds to one. A closed edge of the support maps to |z| = 8.2, where Phi leaves
+keeps its digits where F rounds to one. A closed edge of the support maps to `|z| = 8.2`, where Phi leaves
 float64's resolution.
 """
 

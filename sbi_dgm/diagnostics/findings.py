@@ -62,7 +62,8 @@ class Report:
         verdict: "calibrated", or what is wrong, in words.
         calibrated: whether no check accuses.
         level: probability that a calibrated posterior is accused.
-        rows, draws: how many held-out rows, and draws of each.
+        rows: how many were held out.
+        draws: of each.
         unit: what rows are: "rows", or "groups" of which one row each is judged.
         log_prob: mean ln q of the truth, its standard error, and the mean under the prior where there is one.
         parameters: p-value and finding for each parameter.
@@ -115,7 +116,7 @@ class Report:
 
     @property
     def stated(self) -> dict[str, dict[str, Any]]:
-        """All checks by name: p-value and finding."""
+        """P-value and finding of all checks, by name."""
         named = {**self.parameters, **self.quantities, REGIONS: self.regions, **self.points, **self.predictions}
         return named | ({EVERYWHERE: self.bins} if self.bins else {})
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 
 class Absent(nn.Module):
-    """A summary of one observable that may be absent: by name, (B, *shape) -> (B, C + 1).
+    """A summary of one observable that may be absent: by name, `(B, *shape)` -> (B, C + 1).
 
     Args:
         name: of the observable.
-        part: its summary, (B, *shape) by name -> (B, C); it sees the rows alone in which it is there.
+        part: its summary, `(B, *shape)` by name -> (B, C); it sees the rows alone in which it is there.
         features: C.
         rate: r.
 

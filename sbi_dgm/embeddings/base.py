@@ -1,6 +1,6 @@
 """The contract of embeddings: from observables to the context vector of an estimator, scaled first, then summarised.
 
-Any `torch.nn.Module` serves as well: it gets the scaled observable (B, *shape), or a dict of them where there are
+Any `torch.nn.Module` serves as well: it gets the scaled observable `(B, *shape)`, or a dict of them where there are
 several, and returns (B, C).
 """
 
@@ -42,7 +42,7 @@ class Embedding(Options):
         """`OptionError` where something has to be made before training, such as a compression, and is not."""
 
     def build(self, observables: Observables, dimension: int) -> nn.Module:
-        """A module from scaled observables by name, each (B, *shape), to (B, C), for D = `dimension` parameters.
+        """A module from scaled observables by name, each `(B, *shape)`, to (B, C), for D = `dimension` parameters.
 
         Those that its attribute `raw` names, where it has one, it gets as they are.
         """
@@ -73,7 +73,7 @@ class Learned(Embedding):
         return Only(name, self.network(name, observable, dimension))
 
     def network(self, name: str, observable: Observable, dimension: int) -> nn.Module:
-        """A module from the scaled observable (B, *shape) to (B, C); `OptionError` where the shape does not fit."""
+        """A module from the scaled observable `(B, *shape)` to (B, C); `OptionError` where the shape does not fit."""
         raise NotImplementedError
 
 
@@ -126,7 +126,7 @@ class External(nn.Module):
 
 
 class Summary(nn.Module):
-    """Scalers, then an embedding: observables by name, each (B, *shape) -> context (B, C)."""
+    """Scalers, then an embedding: observables by name, each `(B, *shape)` -> context (B, C)."""
 
     def __init__(self, scalers: Mapping[str, nn.Module], embedding: nn.Module) -> None:
         super().__init__()

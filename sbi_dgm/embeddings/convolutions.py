@@ -1,24 +1,26 @@
 r"""Summaries of series and fields by residual convolutions, over one axis or two.
 
 A stem of stride s and kernel s turns patches into channels, which loses nothing where it has as many channels as a
-patch has numbers, and makes all that follows s^2 times cheaper. Stages of pre-activation residual blocks (He et al.
-2016, arXiv:1603.05027),
+patch has numbers, and makes all that follows s times cheaper for each axis. Stages of pre-activation residual blocks
+(He et al. 2016, arXiv:1603.05027),
 
 .. math::  h \leftarrow h + W_2 * a(W_1 * a(h)),
 
-with W_2 = 0 at first and without normalisation, so that rows never see each other, are parted by convolutions of stride
-2. Each stage gives of each channel
+with the activation a = SiLU and convolutions `*`, W_2 = 0 at first and without normalisation, so that rows never see
+each other, are parted by convolutions of stride 2. Each stage gives of each channel
 
 .. math::  \langle h \rangle \quad \text{and} \quad \ln(\langle h^2 \rangle + \epsilon) ,
 
 means over all places: as the stream starts linear in x, the second is the logarithm of a spectrum in learned bands.
 Where the axes are not periodic, the last stage's places are seen one by one too, because where things lie may matter.
-Where they are, nothing depends on it, and the spectrum of x itself is seen, the logarithms of its mean power
+Where they are, nothing depends on a shift by the product of all strides (and little on others), and the spectrum of x
+itself is seen, on which no shift has an effect: the logarithms of its mean power
 
 .. math::  \ln\Big(\frac{1}{N_b} \sum_{|k| \in b} \frac{|x_k|^2}{P} + \epsilon\Big)
 
-in bands b of N_b of the P wavevectors, in units of their spread in training. That is all that a Gaussian field has to
-tell, to a per cent and from the first step on; filters that move while they learn tell it less well.
+in bands b of N_b of the P wavevectors, in units of their spread in training; epsilon = `EPSILON`. That is all that one
+isotropic Gaussian field has to tell, to a per cent and from the first step on; filters that move while they learn tell
+it less well. What two channels share, and what differs by direction, is left to the stages.
 """
 
 import math
@@ -50,7 +52,7 @@ class Convolutional(Learned):
     Attributes:
         hidden: channels of the first stage; the next have twice as many.
         blocks: residual blocks of a stage.
-        periodic: the axes close on themselves, and nothing depends on where things lie.
+        periodic: the axes close on themselves, and where things lie does not matter.
         head: width of the network that makes the summary of what stages give.
 
     """
@@ -113,7 +115,7 @@ def arranged(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
 
 
 class Arranged(nn.Module):
-    """Channels first: (B, *shape) -> (B, K, ...)."""
+    """Channels first: `(B, *shape)` -> (B, K, ...)."""
 
     def __init__(self, axes: Sequence[int]) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from sbi_dgm.embeddings.sets import DeepSets
 from sbi_dgm.embeddings.vectors import MLP, Flatten
 from sbi_dgm.errors import OptionError, unknown
 from sbi_dgm.networks import ResidualMLP
-from sbi_dgm.parameters import Observable
+from sbi_dgm.parameters import Observable, total_size
 
 FEW = 16  # numbers that are taken as they are
 SHORTEST, LONGEST = 16, 32  # axes of a field, and the longer one of several series
@@ -109,7 +109,7 @@ class Auto(Embedding):
         if self.absent or (len(forms) > 1 and any(observable.optional for observable in observables.values())):
             return Fusion(absent=self.absent).chosen(observables)
         if set(forms.values()) == {"vector"}:
-            return Flatten() if sum(o.size for o in observables.values()) <= self.limit else MLP()
+            return Flatten() if total_size(observables) <= self.limit else MLP()
         if len(forms) == 1:
             return SUMMARIES[next(iter(forms.values()))]()
         return Fusion().chosen(observables)

@@ -1,16 +1,19 @@
 r"""Summaries by attention, of series and of sets.
 
-Tokens h_i in R^H pass blocks of attention and a network of one hidden layer, each before which they are normalised
-(Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745):
+Tokens in R^H pass blocks of attention A and a network F of one hidden layer, before each of which they are normalised,
+n(.) (Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745). With queries q and keys k, rows a
+token,
 
 .. math::
-    A(q, k) = \mathrm{softmax}\big(q W_q (k W_k)^T / \sqrt{H / h}\big) k W_v, \qquad
-    q' = q + A(n(q), n(k)), \quad q'' = q' + F(n(q')) .
+    A(q, k) = \mathrm{softmax}\big(q W_q (k W_k)^T / \sqrt{H / G}\big) k W_v, \qquad
+    q' = q + A(n(q), n(k)), \quad q'' = q' + F(n(q')) ,
+
+for each of G heads with H / G columns of its own, which one matrix joins.
 
 Of a *series* each patch of some places is a token, to which a learned vector for its position is added. Of a *set*
-each member is one (Lee et al. 2019, arXiv:1810.00825): through I learned inducing points, members see each other at a
-cost of n I instead of n^2, and a learned seed sees all of them. Empty places are masked; one learned token is always
-there, so that an empty set means something too.
+each of M members is one (Lee et al. 2019, arXiv:1810.00825): through I learned inducing points, members see each other
+at a cost of M I instead of M^2, and a learned seed sees all of them. Empty places are masked; one learned token is
+always there, so that an empty set means something too.
 """
 
 from typing import Self

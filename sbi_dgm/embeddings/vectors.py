@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sbi_dgm.embeddings.base import Embedding, Learned, Observables
 from sbi_dgm.networks import ResidualMLP
+from sbi_dgm.parameters import total_size
 
 
 class Flatten(Embedding):
@@ -25,7 +26,7 @@ class _Flatten(nn.Module):
 
 
 def side_by_side(x: Mapping[str, Tensor]) -> Tensor:
-    """All numbers of observables (B, *shape) by name, in their order: (B, L)."""
+    """All numbers of observables `(B, *shape)` by name, in their order: (B, L)."""
     return torch.cat([values.flatten(1) if values.ndim > 1 else values[:, None] for values in x.values()], dim=1)
 
 
@@ -42,6 +43,6 @@ class MLP(Learned):
     blocks: int = Field(default=2, ge=0)
 
     def build(self, observables: Observables, dimension: int) -> nn.Module:
-        size = sum(observable.size for observable in observables.values())
+        size = total_size(observables)
         network = ResidualMLP(size, self.length(dimension), hidden=self.hidden, blocks=self.blocks)
         return nn.Sequential(_Flatten(), network)

@@ -4,7 +4,8 @@ A field f(y, s, c) carries p(z | c) at s = `data` to a normal N(m(c), v I) at s 
 et al. 2018, arXiv:1806.07366, theorem 1)
 
 .. math::
-    \ln p(z | c) = \ln N(y_1; m, v I) + \int_\text{data}^\text{noise} \mathrm{tr}\, \frac{\partial f}{\partial y}\, ds ,
+    \ln p(z | c) = \ln N(y; m, v I)\big|_\text{noise}
+    + \int_\text{data}^\text{noise} \mathrm{tr}\, \frac{\partial f}{\partial y}\, ds ,
 
 and draws come from the same equation, backwards from noise. The trace is exact up to `EXACT` dimensions,
 and beyond an average of e^T (df/dy) e over random signs e (Hutchinson 1990), the same along the whole way of a row.

@@ -20,8 +20,8 @@ with y solved again on the way, so that memory does not grow with the number of 
 both and their integrals. The two agree up to the error of the steps.
 
 Of all fields that end at the same density, a penalty prefers slow and straight ones, which few steps solve (Finlay et
-al. 2020, arXiv:2002.02798, eq. 7): `smoothness` times the integral of |f|^2 + |df/dy|_F^2. Validation is without it,
-and its steps are an eighth as long, so that a field which outruns its steps is not the best one.
+al. 2020, arXiv:2002.02798, eq. 7): `smoothness` times the integral of :math:`|f|^2 + |df/dy|_F^2`. Validation is
+without it, and its steps are an eighth as long, so that a field which outruns its steps is not the best one.
 """
 
 from collections.abc import Callable

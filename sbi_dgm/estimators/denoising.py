@@ -35,7 +35,8 @@ class DenoisingFamily(ContinuousFamily):
     """Options that diffusion and flow matching share, beside those of `ContinuousFamily`.
 
     Attributes:
-        low, high: noise, in units of the signal, at which samplers end and start.
+        low: noise, in units of the signal, at which samplers end.
+        high: and at which they start.
         dropout: fraction of the network's hidden units that a training step leaves out.
         repeats: noise draws of each row in a training step; they share the embedding.
         sampler: how `sample` goes from noise to data; "dpm" is the quickest, "ancestral" and "sde" are stochastic.

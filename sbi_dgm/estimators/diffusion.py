@@ -10,12 +10,15 @@ eq. 13; Karras et al. 2022, arXiv:2206.00364, eq. 1):
 
 .. math::  \frac{dy}{d \ln \nu} = y - x(y, \nu, c) .
 
-The loss is denoising, w(nu) |z - x(z + nu epsilon, nu, c)|^2 / D, its times and weight by the schedule; times of a
-batch are spread evenly (Kingma et al. 2021, arXiv:2107.00630, appendix I.1). What the network computes is a choice of
-units for the error of x, `PARAMETRISATIONS`.
+The loss is denoising,
 
-On a grid of T times this is DDPM (Ho et al. 2020, arXiv:2006.11239), whose draws are ancestral and whose bound on
-ln p is `elbo`.
+.. math::  w(\nu) \, |z - x(z + \nu \epsilon, \nu, c)|^2 / D ,
+
+its times and weight by the schedule; times of a batch are spread evenly (Kingma et al. 2021, arXiv:2107.00630,
+appendix I.1). What the network computes is a choice of units for the error of x, `PARAMETRISATIONS`.
+
+On a grid of T times this is DDPM (Ho et al. 2020, arXiv:2006.11239), with the sampler "ancestral" for its draws and
+`elbo` for its bound on ln p.
 """
 
 import math
@@ -157,7 +160,9 @@ class DiffusionEstimator(Denoising):
             - \tfrac12 \sum_i (\nu_{i+1}^{-2} - \nu_i^{-2}) |z - x(y_i, \nu_i)|^2 + \ln p(z | y_n)
 
         Ho et al. 2020, eq. 5, with the Gaussian bridge of `ancestral` (Kingma et al. 2021, eq. 13-14), and
-        p(z | y_n) = N(x, nu^2 / (1 + nu^2)).
+        p(z | y_n) = N(x, nu^2 / (1 + nu^2)). It is as near as levels are close: for a known target of two numbers and a
+        grid of 1000, 0.2 nats below ln p with "edm", but 85 with "vp_linear", whose last level, `low` = 0.001, comes
+        after 0.0095 (0.7 with low=0.01).
         """
         levels, steering = self.levels().to(z), self.network.steer(context)
         top, away = levels[0].square(), z - self.centre(steering)

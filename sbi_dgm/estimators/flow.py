@@ -13,9 +13,10 @@ are f_c^{-1}(u). The bijection is a chain of layers, each of which transforms th
 - autoregressive (Papamakarios et al. 2017, arXiv:1705.07057): z_i moves given z_{<i} and c; the inverse finds one after
   another.
 
-and a map is affine (same papers) or a rational-quadratic spline (`sbi_dgm.splines`). Between layers a
-triangular pair of matrices mixes the coordinates (Oliva et al. 2018, arXiv:1801.09819). All start as
-the identity: an untrained flow is N(0, I), which for prior coordinates is the prior itself.
+and a map is affine (same papers) or a rational-quadratic spline (`sbi_dgm.splines`). Behind each layer
+the coordinates change their order, and a triangular pair of matrices mixes them (Oliva et al. 2018, arXiv:1801.09819).
+All but the order starts as the identity: an untrained flow is N(0, I), which for prior coordinates is the prior
+itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class Flow(Family):
         layout: "autoregressive" (the sharper fit) or "coupling" (the quicker draws).
         map: "spline" or "affine".
         bins: bins of a spline.
-        bound: the splines act on |z| <= bound; straight lines outside.
+        bound: the splines act on `|z| <= bound`; straight lines outside.
         hidden: width of the conditioner networks.
         blocks: their number of residual blocks.
         dropout: fraction of their hidden units that a training step leaves out.

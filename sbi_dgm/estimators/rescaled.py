@@ -6,7 +6,7 @@ r"""Any estimator with its draws rescaled about their mean: z' = mu(c) + s (z - 
 mu(c) is the mean of `CENTRE` draws of the estimator from a seed that never changes. It is computed for one context at
 a time and on the CPU, so that it depends on the context and on nothing else: not on the batch, not on the device. Hence
 ln q' is the density of this very map, exact where that of the estimator is. That mu misses the mean of q by 0.06 sd or
-so (1 / sqrt(CENTRE)) moves the mean of q' by |s - 1| times as much.
+so (1 / sqrt(CENTRE)) moves the mean of q' by `|s - 1|` times as much.
 """
 
 import copy
