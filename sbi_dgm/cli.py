@@ -205,11 +205,9 @@ def _check_labels(posterior: Any) -> None:
 
 def _calibrate(a: argparse.Namespace) -> int:
     from sbi_dgm.data.observed import read_observation
-    from sbi_dgm.files import refuse_existing
     from sbi_dgm.report import calibrate
     from sbi_dgm.simulator import find
 
-    refuse_existing(Path(a.out) / "report.json", a.overwrite)
     if a.row is not None and a.at is None:
         raise OptionError("--row is a row of the observation --at: name its file.")
     posterior, layout = _used(a)
@@ -224,6 +222,7 @@ def _calibrate(a: argparse.Namespace) -> int:
         draws=a.draws,
         max_rows=a.rows,
         seed=a.seed,
+        overwrite=a.overwrite,
     )
     print("\n".join(_found(report)))
     print(f"{a.out}/: index.html, report.json, draws.h5, figures/")

@@ -18,6 +18,7 @@ from sbi_dgm.diagnostics.findings import LEVEL, Grounds, Report, findings
 from sbi_dgm.diagnostics.information import information
 from sbi_dgm.diagnostics.local import local
 from sbi_dgm.errors import OptionError
+from sbi_dgm.files import refuse_existing
 from sbi_dgm.kinds import is_a, whole
 from sbi_dgm.seeds import numpy_generator
 from sbi_dgm.simulator import Simulator, find
@@ -37,6 +38,7 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     draws: int = 1000,
     max_rows: int = 1000,
     seed: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
     """Judge a posterior on rows that it was not trained on.
@@ -61,12 +63,14 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
             continuous flows, VAEs), they are judged by 20 others, drawn with it.
         max_rows: at most so many rows are judged, chosen by the seed.
         seed: of draws and choice.
+        overwrite: replace the report in `out`; its draws are taken again all the same.
         progress: show progress bars.
 
     Raises:
         DataError: fewer than 50 held-out rows; a simulator that fails.
         OptionError: the posterior knows its density but for a constant.
         ExternalError: the posterior was trained with another model of noise.
+        FileError: `out` holds a report.
 
     Example::
 
@@ -83,6 +87,8 @@ def calibrate(  # noqa: PLR0913  (one door to judgement: every argument has a me
     checks.require_names(posterior.names)
     runs = None if simulator is None else find(simulator)
     folder = None if out is None else Path(out)
+    if folder is not None:
+        refuse_existing(folder / "report.json", overwrite)
     asked = None if at is None else observed_arrays(at, data.observables, data.dtypes)[0]
     theta, x = heldout.pairs(posterior, data, noise, max_rows, numpy_generator(seed), seed)
     kept = None if folder is None else folder / "draws.h5"

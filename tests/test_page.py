@@ -14,6 +14,7 @@ import pytest
 import sbi_dgm
 from sbi_dgm.diagnostics.findings import Report
 from sbi_dgm.distributions import Uniform
+from sbi_dgm.errors import FileError
 from sbi_dgm.parameters import Observable, Parameter
 from sbi_dgm.priors import Prior
 from sbi_dgm.samples import Samples
@@ -49,6 +50,13 @@ class Box:
         middle, width = self._edges(x)
         inside = (np.abs(theta - middle) < width / 2).all(-1)
         return np.where(inside, -np.log(width).sum(-1) - 1e-3 * (np.abs(theta - middle) / width).sum(-1), -50.0)
+
+
+class Undrawn(Box):
+    """Whoever draws from it comes too late to refuse."""
+
+    def sample(self, n, x, *, seed=None, log_prob=False):
+        raise AssertionError("drawn")
 
 
 def simulations(rows: int = 400) -> sbi_dgm.Simulations:
@@ -95,6 +103,18 @@ def test_report_json_is_the_report(made):
     assert written == json.loads(json.dumps(found.to_json()))
     assert written["verdict"] == found.verdict != "calibrated"
     assert set(written["parameters"]) == set(NAMES)
+
+
+def test_a_report_is_replaced_only_on_request_and_before_that_nothing_is_drawn(made, tmp_path):
+    found, folder = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(FileError, match=r"report.json exists already: pass overwrite=True"):
+        report(Undrawn(), tmp_path)
+    assert report(Box(0.6), tmp_path, overwrite=True).to_json() == found.to_json()
+    (tmp_path / "report.json").unlink()
+    assert report(Box(0.6), tmp_path).to_json() == found.to_json(), (
+        "draws of a report that was not finished are no report"
+    )
 
 
 def test_every_section_is_there_with_its_figures_inside_and_in_words(made):

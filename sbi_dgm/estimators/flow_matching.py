@@ -6,9 +6,10 @@ of p_t(. | c) along is the mean velocity of the paths through a place, and so th
 .. math::  E_{t, z, \epsilon} \, | v(z_t, t, c) - (\alpha'(t) z + \sigma'(t) \epsilon) |^2 / D
 
 (Lipman et al. 2022, arXiv:2210.02747, theorem 2; Liu et al. 2022, arXiv:2209.03003). For posteriors: Wildberger et al.
-2023, arXiv:2305.17161, with times of density p(t) ~ (1 - t)^power (their section 3.3, time reversed), which
-favours the data's end, where posteriors take shape. Pairs (z, epsilon) are independent: to pair the rows of a batch by
-optimal transport would bind the noise to the context, and the field would no longer carry the conditional.
+2023, arXiv:2305.17161, with times of density p(t) ~ (1 - t)^power, which favours the data's end, where posteriors take
+shape (their section 3.3, time reversed, by the exponent that their code has; the text has 1 / (1 + power)). Pairs
+(z, epsilon) are independent: to pair the rows of a batch by optimal transport would bind the noise to the context, and
+the field would no longer carry the conditional.
 
 The path is "rectified", alpha = 1 - t and sigma = t, or variance-preserving (`sbi_dgm.schedules`). The equation
 dz/dt = v is that of diffusion in other variables, and few steps go further in those: z_t and v together hold the
