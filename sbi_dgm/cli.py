@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show  # type: ignore[assignment]
             return parsed.run(parsed) or 0
-    except (SbiError, OSError) as error:
+    except (SbiError, OSError, MemoryError) as error:
         if "--debug" in words:
             raise
         print(f"sbi-dgm: {error}", file=sys.stderr)

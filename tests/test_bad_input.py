@@ -181,6 +181,8 @@ EXISTING = [
     (["quickstart", "-o", "run"], "run exists already: .*--overwrite"),
 ]
 
+LARGE = [(draw("x.npy", "-n", str(10**14)), "Unable to allocate .* PiB")]
+
 ARTEFACTS = [
     (verb, words)
     for name, words in {
@@ -205,7 +207,7 @@ ARTEFACTS = [
 
 @pytest.mark.parametrize(
     ("words", "message"), [pytest.param(*c, id=" ".join(c[0]))
-                           for c in FILES + ROWS + OBSERVATIONS + NAMES + EXISTING + ARTEFACTS]
+                           for c in FILES + ROWS + OBSERVATIONS + NAMES + EXISTING + LARGE + ARTEFACTS]
 )  # fmt: skip
 def test_bad_input_ends_in_one_sentence(workshop, monkeypatch, capsys, words, message):
     refused(workshop, monkeypatch, capsys, words, message)
