@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import sbi_dgm
-from sbi_dgm import Diffusion, Flow, Located, PriorTransform, Training
+from sbi_dgm import Diffusion, Flow, FlowMatching, Located, PriorTransform, Training
 from sbi_dgm.data import scaling
 from sbi_dgm.simulator import find
 
@@ -55,6 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "four members": {"members": 4, "workers": 1},
     "diffusion": {"estimator": Diffusion()},
     "diffusion without dropout": {"estimator": Diffusion(dropout=0.0)},
+    "flow matching": {"estimator": FlowMatching()},
+    "flow matching without dropout": {"estimator": FlowMatching(dropout=0.0)},
 }
 
 
