@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sbi_dgm import arguments
-from sbi_dgm.errors import OptionError, SbiError, TimeLimitError, unknown
+from sbi_dgm.errors import OptionError, SbiError, TimeLimitError, first_line, unknown
 
 
 def _simulate(a: argparse.Namespace) -> None:
@@ -376,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SbiError, OSError, MemoryError) as error:
         if "--debug" in words:
             raise
-        print(f"sbi-dgm: {error}", file=sys.stderr)
+        print(f"sbi-dgm: {str(error) or first_line(error)}", file=sys.stderr)
         return 3 if isinstance(error, TimeLimitError) else 2
     except KeyboardInterrupt:
         print(

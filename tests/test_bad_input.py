@@ -228,6 +228,14 @@ def refused(workshop, monkeypatch, capsys, words, message):
             path.unlink()
 
 
+def test_an_error_without_words_is_named(workshop, monkeypatch, capsys):
+    def raises(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("sbi_dgm.inspection.describe", raises)
+    refused(workshop, monkeypatch, capsys, ["inspect", "sims.h5"], "^sbi-dgm: MemoryError$")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("words", [train(), draw(), judge("supernovae.h5")], ids=lambda words: words[0])
 def test_a_device_that_is_not_there_is_refused(workshop, monkeypatch, capsys, words):
